@@ -1,0 +1,1 @@
+"""The methods: usable from a notebook with torch alone; no Hydra, no W&B, no pipelines."""

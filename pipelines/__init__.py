@@ -1,0 +1,1 @@
+"""Stages, artifacts, execution, tracking and reports; knows no maths."""

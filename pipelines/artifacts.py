@@ -1,0 +1,219 @@
+"""Kinds of stored results, as typed readers over a published folder.
+
+A reader knows the file names and formats of its kind and nothing else. Tensors are safetensors,
+tables JSONL, everything else JSON; nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from effllm.modules.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from effllm.modules.data.sources import Document
+
+HISTORY_FILE = "effllm.json"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A published result: its folder and its manifest."""
+
+    path: Path
+    manifest: Mapping[str, Any]
+
+    kind: ClassVar[str] = "artifact"
+
+    @property
+    def label(self) -> str:
+        """`<stage>/<digest12>`."""
+        return f"{self.manifest['stage']}/{self.manifest['digest'][:12]}"
+
+    def read_json(self, name: str) -> Any:
+        """Content of a JSON file of this artifact."""
+        return json.loads((self.path / name).read_text(encoding="utf-8"))
+
+    def read_rows(self, name: str) -> list[dict[str, Any]]:
+        """Objects of a JSONL file of this artifact."""
+        with (self.path / name).open(encoding="utf-8") as lines:
+            return [json.loads(line) for line in lines]
+
+
+class Checkpoint(Artifact):
+    """A model folder in Hugging Face format with tokenizer, history, and masks if pruned."""
+
+    kind = "checkpoint"
+
+    def load_model(self, dtype: str, device: str = "cpu") -> PreTrainedModel:
+        """The model in `dtype` on `device`, ready for inference."""
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained(
+            self.path, dtype=dtype, local_files_only=True, use_safetensors=True
+        )
+        return model.to(device).eval()
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer."""
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(self.path, local_files_only=True)
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """What was done to the model, oldest first: `{"stage": ..., ...}`."""
+        return list(self.read_json(HISTORY_FILE)["history"])
+
+    def masks(self) -> dict[str, Tensor]:
+        """(R, C) bool masks, True = kept, keyed `<block>.<layer>`.
+
+        Raises:
+            ArtifactError: if the checkpoint was never pruned.
+        """
+        from safetensors.torch import load_file
+
+        from effllm.modules.sparsity.masks import unpack_mask
+
+        file = self.path / "masks.safetensors"
+        if not file.is_file():
+            raise ArtifactError(f"{self.label} has no masks: expected a pruned checkpoint")
+        columns = self.read_json("masks.json")
+        return {name: unpack_mask(value, columns[name]) for name, value in load_file(file).items()}
+
+
+def write_checkpoint(
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    history: list[dict[str, Any]],
+    masks: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write a Checkpoint's files; masks are stored with eight weights a byte."""
+    from safetensors.torch import save_file
+
+    from effllm.modules.sparsity.masks import pack_mask
+
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    write_json(folder / HISTORY_FILE, {"history": history})
+    if masks is not None:
+        save_file({k: pack_mask(v) for k, v in masks.items()}, folder / "masks.safetensors")
+        write_json(folder / "masks.json", {name: mask.shape[1] for name, mask in masks.items()})
+
+
+class Corpus(Artifact):
+    """Documents by split, one JSONL file each."""
+
+    kind = "corpus"
+
+    def documents(self, split: str) -> list[Document]:
+        """All documents of a split.
+
+        Raises:
+            ArtifactError: if the corpus has no such split.
+        """
+        from effllm.modules.data.sources import Document
+
+        file = f"{split}.jsonl"
+        if not (self.path / file).is_file():
+            raise ArtifactError(
+                f"{self.label} has no split {split!r}; it has {', '.join(self.info['splits'])}"
+            )
+        return [Document(row["id"], row["text"]) for row in self.read_rows(file)]
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """Name, joiner, and documents and characters per split."""
+        return dict(self.read_json("corpus.json"))
+
+
+class Windows(Artifact):
+    """(N, T) token ids, and a label that says how they were made."""
+
+    kind = "windows"
+
+    def token_ids(self) -> Tensor:
+        """(N, T) int64."""
+        from safetensors.torch import load_file
+
+        return load_file(self.path / "windows.safetensors")["input_ids"].long()
+
+    @property
+    def protocol(self) -> str:
+        """Short text for metric names, such as `enwiki-test-512x24`."""
+        return str(self.read_json("windows.json")["protocol"])
+
+
+class Grams(Artifact):
+    """Input Gram matrices of every prunable layer, one file per decoder block."""
+
+    kind = "grams"
+
+    def block(self, index: int) -> dict[str, Tensor]:
+        """(C, C) float32 per layer name of one block; layers with equal inputs share it."""
+        from safetensors.torch import load_file
+
+        stored = load_file(self.path / f"block-{index:03d}.safetensors")
+        groups = self.read_json("groups.json")[index]
+        return {name: stored[group[0]] for group in groups for name in group}
+
+
+class Tasks(Artifact):
+    """Local lm-evaluation-harness tasks: YAML files beside their JSONL items."""
+
+    kind = "tasks"
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the tasks."""
+        return [str(name) for name in self.read_json("tasks.json")["names"]]
+
+
+class Predictions(Artifact):
+    """Per-example results of one model, so that models can be compared pair by pair.
+
+    `predictions.jsonl` has one object per example: `{"set", "id", ...values}`; `subject.json`
+    has the history of the model that was measured.
+    """
+
+    kind = "predictions"
+
+    @property
+    def subject(self) -> dict[str, Any]:
+        """`{"checkpoint": <label>, "history": [...]}` of the measured model."""
+        return dict(self.read_json("subject.json"))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One object per example."""
+        return self.read_rows("predictions.jsonl")
+
+
+class Report(Artifact):
+    """A self-contained page with its tables and figures."""
+
+    kind = "report"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON that a person can read; refuses NaN."""
+    path.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write one JSON object per line; refuses NaN."""
+    with path.open("w", encoding="utf-8") as lines:
+        for row in rows:
+            lines.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def iterate_files(folder: Path) -> Iterator[Path]:
+    """Regular files below a folder, in name order."""
+    return iter(sorted(path for path in folder.rglob("*") if path.is_file()))

@@ -1,0 +1,118 @@
+"""One display for a run: a live stage list on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+_PLAIN_INTERVAL_SECONDS = 30.0
+_RECENT = 12
+
+
+class Display:
+    """Shows which stages ran, which one runs now and how far it is."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(file=sys.stdout, highlight=False, soft_wrap=True)
+        self.live: Live | None = None
+        self.position = self.total = 0
+        self._last_plain = 0.0
+        self._bar = Progress(
+            TextColumn("  {task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=self.console,
+        )
+        self._pending: list[str] = []
+
+    def begin(self, needed: list[tuple[str, str]], total: int) -> None:
+        """Announce the stages that will run."""
+        self.position, self.total = 0, len(needed)
+        self._pending = [name for name, _ in needed]
+        self.line(f"{total} stages: {total - len(needed)} reused or not needed, {len(needed)} to run")
+        if self.console.is_terminal and needed:
+            self.live = Live(self._view(), console=self.console, refresh_per_second=4)
+            self.live.start()
+
+    def start(self, name: str, resumed: bool) -> None:
+        """A stage begins."""
+        self.position += 1
+        self._clear_bar()
+        self._bar.add_task(name, total=None)
+        self._last_plain = time.monotonic()
+        if name in self._pending:
+            self._pending.remove(name)
+        if resumed:
+            self.line(f"{self._count()} {name}: resuming where it stopped")
+        self._refresh()
+
+    def progress(self, done: int, total: int, unit: str) -> None:
+        """Units done of the running stage."""
+        for task in self._bar.task_ids:
+            self._bar.update(task, completed=done, total=total)
+        now = time.monotonic()
+        if self.live is None and now - self._last_plain >= _PLAIN_INTERVAL_SECONDS:
+            self._last_plain = now
+            name = self._bar.tasks[0].description if self._bar.tasks else ""
+            self.line(f"        {name}: {unit} {done} of {total}")
+
+    def done(self, name: str, seconds: float, metrics: Mapping[str, Any]) -> None:
+        """A stage finished."""
+        shown = [f"{key} {_short(value)}" for key, value in list(metrics.items())[:3]]
+        self._clear_bar()
+        self.line(f"{self._count()} {name:<42} {seconds:7.1f} s  {', '.join(shown)}")
+
+    def fail(self, name: str, seconds: float) -> None:
+        """A stage failed or was interrupted; its work folder stays."""
+        self._clear_bar()
+        self.line(f"{self._count()} {name:<42} {seconds:7.1f} s  stopped")
+
+    def skip(self, name: str, why: str) -> None:
+        """A stage did not have to run after all."""
+        self.position += 1
+        if name in self._pending:
+            self._pending.remove(name)
+        self.line(f"{self._count()} {name:<42}           {why}")
+
+    def line(self, text: str) -> None:
+        """A line above the live part."""
+        self.console.print(Text(text))
+        self._refresh()
+
+    def end(self) -> None:
+        """Leave the live part."""
+        self._clear_bar()
+        if self.live is not None:
+            self.live.update(Text(""))
+            self.live.stop()
+            self.live = None
+
+    def _count(self) -> str:
+        return f"[{self.position:>{len(str(self.total))}}/{self.total}]"
+
+    def _clear_bar(self) -> None:
+        for task in list(self._bar.task_ids):
+            self._bar.remove_task(task)
+        self._refresh()
+
+    def _refresh(self) -> None:
+        if self.live is not None:
+            self.live.update(self._view())
+
+    def _view(self) -> Group:
+        waiting = [Text(f"  · {name}", style="dim") for name in self._pending[:_RECENT]]
+        if len(self._pending) > _RECENT:
+            waiting.append(Text(f"  · {len(self._pending) - _RECENT} more", style="dim"))
+        return Group(self._bar, *waiting)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,269 @@
+"""From configuration to an ordered list of stage instances with digests.
+
+`pipeline` is a tree: a node with `_target_` is a stage instance, any other mapping a scope that
+groups instances under a dotted name. An input names an instance; it is looked up in the scope of
+the instance that uses it, then in the scopes around it. The `inputs` of a scope are aliases: in
+`measure: {inputs: {subject: refit}, …}` the stages of `measure` know `refit` as `subject`. Everything here is cheap: stage classes
+are imported, nothing is built, torch is not needed.
+"""
+
+import dataclasses
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from effllm.modules.errors import ConfigError, EffLLMError, GraphError
+from effllm.pipelines.identity import fingerprint, recipe_digest, targets_of
+from effllm.pipelines.stage import Many, Source, Stage
+from effllm.pipelines.store import Store
+
+ARTIFACT_PREFIX = "artifact:"
+
+
+@dataclass
+class Instance:
+    """One stage of a pipeline.
+
+    Attributes:
+        name: dotted name in the pipeline; a label that does not enter the digest.
+        target: dotted path of the class.
+        cls: the stage class.
+        config: fields, nested objects as plain data; without `_target_` and `inputs`.
+        inputs: slot -> instance names, or `artifact:<stage>/<digest>` references.
+        digest: recipe digest.
+        sources: field -> identity of an external source.
+        code: fingerprint of the source files involved.
+    """
+
+    name: str
+    target: str
+    cls: type[Stage]
+    config: dict[str, Any]
+    inputs: dict[str, list[str]]
+    digest: str = ""
+    sources: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
+    code: str = ""
+
+    @property
+    def stage(self) -> str:
+        """Name of the stage's folder in the store: the class name in snake case."""
+        return stage_name(self.cls)
+
+    @property
+    def parents(self) -> list[str]:
+        """All inputs, in slot order."""
+        return [name for names in self.inputs.values() for name in names]
+
+
+def stage_name(cls: type[Stage]) -> str:
+    """`ImportModel` -> `import_model`."""
+    letters = [f"_{c.lower()}" if c.isupper() else c for c in cls.__name__]
+    return "".join(letters).lstrip("_")
+
+
+def build_graph(pipeline: Mapping[str, Any], store: Store) -> list[Instance]:
+    """Instances in an order in which inputs come first, with digests.
+
+    Args:
+        pipeline: the resolved `pipeline` node of the configuration.
+        store: where `artifact:` references are looked up.
+
+    Raises:
+        ConfigError: unknown class or field, or a missing value; all that were found.
+        GraphError: unknown inputs, cycles, or kinds that do not fit.
+    """
+    aliases: dict[str, str] = {}
+    raw = _flatten(pipeline, "", aliases)
+    if not raw:
+        raise GraphError("the pipeline has no stages; does the paper file list any?")
+    problems: list[str] = []
+    instances: dict[str, Instance] = {}
+    for name, config in raw.items():
+        try:
+            instances[name] = _instance(name, config, list(raw), aliases)
+        except EffLLMError as error:
+            problems.append(str(error))
+    if problems:
+        raise ConfigError("; ".join(problems))
+    ordered = _topological(instances)
+    for instance in ordered:
+        _check_kinds(instance, instances, store)
+        _identify(instance, instances, store)
+    return ordered
+
+
+def _flatten(
+    node: Mapping[str, Any], prefix: str, aliases: dict[str, str]
+) -> dict[str, dict[str, Any]]:
+    """Stage nodes by dotted name; the scopes' aliases, also by dotted name, go to `aliases`."""
+    found: dict[str, dict[str, Any]] = {}
+    for key, value in node.items():
+        name = f"{prefix}{key}"
+        if key == "inputs" and isinstance(value, Mapping):
+            aliases.update({f"{prefix}{alias}": str(wanted) for alias, wanted in value.items()})
+            continue
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"pipeline.{name}: expected a stage or a scope, found {value!r}")
+        if "_target_" in value:
+            found[name] = dict(value)
+        else:
+            found.update(_flatten(value, f"{name}.", aliases))
+    return found
+
+
+def _instance(
+    name: str, config: dict[str, Any], names: list[str], aliases: dict[str, str]
+) -> Instance:
+    target = config.pop("_target_")
+    inputs = config.pop("inputs", None) or {}
+    cls = load_stage(target, name)
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    unknown = sorted(set(config) - set(fields))
+    if unknown:
+        raise ConfigError(
+            f"{name}: {cls.__name__} has no field {', '.join(unknown)}; "
+            f"its fields are {', '.join(fields)}"
+        )
+    missing = sorted(
+        key
+        for key, field in fields.items()
+        if key not in config
+        and field.default is dataclasses.MISSING
+        and field.default_factory is dataclasses.MISSING
+    )
+    if missing:
+        raise ConfigError(f"{name}: no value for {', '.join(missing)} of {cls.__name__}")
+    if set(inputs) != set(cls.INPUTS):
+        raise GraphError(
+            f"{name}: {cls.__name__} needs inputs {sorted(cls.INPUTS)}, found {sorted(inputs)}"
+        )
+    links = {}
+    for slot, wanted in inputs.items():
+        many = isinstance(cls.INPUTS[slot], Many)
+        if isinstance(wanted, list) != many:
+            raise GraphError(f"{name}.inputs.{slot}: expected {'a list' if many else 'one name'}")
+        if many:
+            links[slot] = _match(name, slot, wanted, names)
+        else:
+            links[slot] = [_lookup(name, slot, str(wanted), names, aliases)]
+    return Instance(name, target, cls, config, links)
+
+
+def load_stage(target: str, where: str) -> type[Stage]:
+    """The stage class behind a `_target_`.
+
+    Raises:
+        ConfigError: if it does not exist or is no stage.
+    """
+    module, _, attribute = target.rpartition(".")
+    try:
+        cls = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{where}: _target_ {target} does not exist ({error})") from error
+    if not (isinstance(cls, type) and issubclass(cls, Stage)):
+        raise ConfigError(f"{where}: _target_ {target} is no stage")
+    return cls
+
+
+def _lookup(name: str, slot: str, wanted: str, names: list[str], aliases: dict[str, str]) -> str:
+    if wanted.startswith(ARTIFACT_PREFIX):
+        return wanted
+    scope = name
+    while scope:
+        scope = scope.rpartition(".")[0]
+        candidate = f"{scope}.{wanted}" if scope else wanted
+        if candidate in aliases:  # looked up from outside the scope that gives the alias
+            return _lookup(scope, slot, aliases[candidate], names, aliases)
+        if candidate in names and candidate != name:
+            return candidate
+    raise GraphError(f"{name}.inputs.{slot}: no stage {wanted!r}; there are {', '.join(names)}")
+
+
+def _match(name: str, slot: str, patterns: list[str], names: list[str]) -> list[str]:
+    found: list[str] = []
+    for pattern in patterns:
+        hits = [other for other in names if fnmatchcase(other, pattern) and other != name]
+        if not hits:
+            raise GraphError(f"{name}.inputs.{slot}: no stage matches {pattern!r}")
+        found += [hit for hit in hits if hit not in found]
+    return found
+
+
+def _topological(instances: dict[str, Instance]) -> list[Instance]:
+    ordered: dict[str, Instance] = {}
+    visiting: list[str] = []
+
+    def visit(name: str) -> None:
+        if name in ordered or name.startswith(ARTIFACT_PREFIX):
+            return
+        if name in visiting:
+            raise GraphError(f"cycle: {' -> '.join([*visiting[visiting.index(name) :], name])}")
+        visiting.append(name)
+        for parent in instances[name].parents:
+            visit(parent)
+        visiting.pop()
+        ordered[name] = instances[name]
+
+    for name in instances:
+        visit(name)
+    return list(ordered.values())
+
+
+def _check_kinds(instance: Instance, instances: dict[str, Instance], store: Store) -> None:
+    for slot, names in instance.inputs.items():
+        declared = instance.cls.INPUTS[slot]
+        kind = declared.kind if isinstance(declared, Many) else declared
+        for name in names:
+            if name.startswith(ARTIFACT_PREFIX):
+                _, manifest = store.find(name.removeprefix(ARTIFACT_PREFIX))
+                given = load_stage(manifest["target"], name).OUTPUT
+            else:
+                given = instances[name].cls.OUTPUT
+            if not issubclass(given, kind):
+                raise GraphError(
+                    f"{instance.name}.inputs.{slot}: expected a {kind.kind}, but {name} makes a "
+                    f"{given.kind}"
+                )
+
+
+def _identify(instance: Instance, instances: dict[str, Instance], store: Store) -> None:
+    def digest_of(name: str) -> str:
+        if name.startswith(ARTIFACT_PREFIX):
+            return str(store.find(name.removeprefix(ARTIFACT_PREFIX))[1]["digest"])
+        return instances[name].digest
+
+    inputs: dict[str, Any] = {}
+    for slot, names in instance.inputs.items():
+        digests = [digest_of(name) for name in names]
+        many = isinstance(instance.cls.INPUTS[slot], Many)
+        inputs[slot] = sorted(digests) if many else digests[0]
+    instance.sources = {
+        field: build_source(instance, field).identity() for field in instance.cls.SOURCES
+    }
+    instance.digest = recipe_digest(
+        target=instance.target,
+        version=instance.cls.VERSION,
+        config=instance.config,
+        volatile=instance.cls.VOLATILE,
+        defaults=instance.cls.DIGEST_DEFAULTS,
+        inputs=inputs,
+        sources=instance.sources,
+    )
+    instance.code = fingerprint([instance.target, *targets_of(instance.config)])
+
+
+def build_source(instance: Instance, field: str) -> Source:
+    """The external source in a field of an instance.
+
+    Raises:
+        ConfigError: if its configuration does not fit its class.
+    """
+    config = dict(instance.config[field])
+    module, _, attribute = str(config.pop("_target_")).rpartition(".")
+    try:
+        source: Source = getattr(importlib.import_module(module), attribute)(**config)
+    except (ImportError, AttributeError, TypeError) as error:
+        raise ConfigError(f"{instance.name}.{field}: {error}") from error
+    return source

@@ -1,0 +1,115 @@
+"""Identity of a result: a digest of its recipe.
+
+Two stages with the same class, version, hyper-parameters, inputs and sources have the same digest
+and share one result, whatever they are called and wherever they run. Code is not part of the
+digest; a fingerprint of the source files behind every `_target_` is stored beside the result, so
+that a reuse across a code change can be pointed out.
+"""
+
+import hashlib
+import importlib.util
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 1
+DIGEST_LENGTH = 12
+
+_IMPORT = re.compile(r"^\s*(?:from|import) (effllm[\w.]*)", re.MULTILINE)
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces; refuses NaN and objects that are not plain data."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def recipe_digest(
+    *,
+    target: str,
+    version: int,
+    config: Mapping[str, Any],
+    volatile: Iterable[str],
+    defaults: Mapping[str, Any],
+    inputs: Mapping[str, Any],
+    sources: Mapping[str, Any],
+) -> str:
+    """Digest of what determines a result.
+
+    Args:
+        target: dotted path of the stage class.
+        version: the class's VERSION.
+        config: all fields of the stage, nested objects as plain dictionaries.
+        volatile: dotted fields that do not change the result; left out.
+        defaults: fields added later, left out while they equal the value that keeps old results.
+        inputs: slot -> digest, or sorted list of digests.
+        sources: identities of external models and data.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    kept = {
+        key: value
+        for key, value in _without(config, set(volatile)).items()
+        if not (key in defaults and defaults[key] == value)
+    }
+    recipe = {
+        "schema": SCHEMA,
+        "target": target,
+        "version": version,
+        "config": kept,
+        "inputs": inputs,
+        "sources": sources,
+    }
+    return hashlib.sha256(canonical_json(recipe).encode()).hexdigest()
+
+
+def _without(config: Mapping[str, Any], dotted: set[str]) -> dict[str, Any]:
+    """A copy of `config` without the given dotted keys."""
+    heads = {key.partition(".")[0]: key.partition(".")[2] for key in dotted}
+    kept: dict[str, Any] = {}
+    for key, value in config.items():
+        if key in dotted:
+            continue
+        if key in heads and isinstance(value, Mapping):
+            nested = {name.partition(".")[2] for name in dotted if name.startswith(f"{key}.")}
+            value = _without(value, nested)
+        kept[key] = value
+    return kept
+
+
+def targets_of(config: Any) -> Iterator[str]:
+    """Every `_target_` in a nested configuration."""
+    if isinstance(config, Mapping):
+        if isinstance(config.get("_target_"), str):
+            yield config["_target_"]
+        for value in config.values():
+            yield from targets_of(value)
+    elif isinstance(config, list):
+        for value in config:
+            yield from targets_of(value)
+
+
+def fingerprint(targets: Iterable[str]) -> str:
+    """Digest of the source files behind `targets` and of all effllm modules they import."""
+    files: dict[str, str] = {}
+    pending = [target.rpartition(".")[0] for target in targets]
+    while pending:
+        module = pending.pop()
+        if module in files or not module.startswith("effllm"):
+            continue
+        files[module], imported = _source(module)
+        pending.extend(imported)
+    return hashlib.sha256(canonical_json(files).encode()).hexdigest()
+
+
+@cache
+def _source(module: str) -> tuple[str, tuple[str, ...]]:
+    """Digest of a module's file, and the effllm modules it names in import statements."""
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        return "", ()
+    text = Path(spec.origin).read_text(encoding="utf-8")
+    return hashlib.sha256(text.encode()).hexdigest(), tuple(_IMPORT.findall(text))

@@ -1,0 +1,223 @@
+"""`run` and `plan`: from Hydra's configuration to an executed graph."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import shutil
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from effllm.modules.errors import ConfigError
+from effllm.pipelines import schema
+from effllm.pipelines.artifacts import Report
+from effllm.pipelines.display import Display
+from effllm.pipelines.executor import Options, Outcome, Run, plan_statuses
+from effllm.pipelines.graph import Instance, build_graph
+from effllm.pipelines.store import Store
+
+CONF_DIR = str(Path(__file__).resolve().parent.parent / "conf")
+_SECTIONS = ("execute", "paths", "trainer", "logger")
+
+
+def run_command(arguments: Sequence[str]) -> int:
+    """`effllm run`: compose, execute, print where the report is.
+
+    Raises:
+        ConfigError: for whatever Hydra or OmegaConf refuse, on one line.
+    """
+    sys.argv = [sys.argv[0], *arguments]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of being printed by Hydra
+    schema.register()
+    try:
+        _hydra_main()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise _one_line(error) from error
+    return 0
+
+
+@hydra.main(version_base="1.3", config_path=CONF_DIR, config_name="config")
+def _hydra_main(config: DictConfig) -> float | None:
+    return execute(config, Path(HydraConfig.get().runtime.output_dir))
+
+
+def plan_command(arguments: Sequence[str]) -> int:
+    """`effllm plan`: the stages of a run, and which of them are done."""
+    as_json = "--json" in arguments
+    config = compose([one for one in arguments if one != "--json"])
+    pipeline, sections = resolve(config)
+    store = Store(Path(sections["paths"]["outputs"]))
+    instances = build_graph(pipeline, store)
+    statuses = plan_statuses(instances, store, _options(sections, device="cpu"))
+    if as_json:
+        rows = [
+            {
+                "instance": one.name,
+                "stage": one.stage,
+                "digest": one.digest,
+                "status": statuses[one.name],
+                "inputs": one.inputs,
+            }
+            for one in instances
+        ]
+        print(json.dumps(rows, indent=1))
+        return 0
+    width = max(len(one.name) for one in instances)
+    for one in instances:
+        print(f"{statuses[one.name]:<10} {one.name:<{width}}  {one.stage}/{one.digest[:12]}")
+    counts = {status: list(statuses.values()).count(status) for status in statuses.values()}
+    print(", ".join(f"{count} {status}" for status, count in sorted(counts.items())))
+    return 0
+
+
+def compose(overrides: Sequence[str]) -> DictConfig:
+    """The configuration that `run` would use.
+
+    Raises:
+        ConfigError: on one line.
+    """
+    schema.register()
+    try:
+        with hydra.initialize_config_dir(CONF_DIR, version_base="1.3"):
+            return hydra.compose("config", overrides=list(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise _one_line(error) from error
+
+
+def resolve(config: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Plain data: the pipeline, and the sections about the machine.
+
+    Raises:
+        ConfigError: for a missing mandatory value or a broken interpolation.
+    """
+    try:
+        pipeline = OmegaConf.to_container(config.pipeline, resolve=True, throw_on_missing=True)
+        sections = {
+            key: OmegaConf.to_container(config[key], resolve=True, throw_on_missing=True)
+            for key in _SECTIONS
+        }
+        sections |= {"paper": config.paper, "scale": config.scale, "seed": config.seed}
+    except OmegaConfBaseException as error:
+        raise _one_line(error) from error
+    assert isinstance(pipeline, dict)
+    return pipeline, sections  # type: ignore[return-value]
+
+
+def execute(config: DictConfig, folder: Path) -> float | None:
+    """Execute a composed configuration; the objective of a sweep, or None.
+
+    Raises:
+        EffLLMError: if a stage fails.
+    """
+    _quieten_libraries()
+    pipeline, sections = resolve(config)
+    store = Store(Path(sections["paths"]["outputs"]))
+    instances = build_graph(pipeline, store)
+    if sections["execute"]["dry_run"]:
+        statuses = plan_statuses(instances, store, _options(sections, device="cpu"))
+        for one in instances:
+            print(f"{statuses[one.name]:<10} {one.name}")
+        return None
+    _log_to(folder)
+    run = Run(
+        instances=instances,
+        store=store,
+        folder=folder,
+        labels={"paper": sections["paper"], "scale": sections["scale"]},
+        logger=hydra.utils.instantiate(sections["logger"]),
+        display=Display(),
+        options=_options(sections, device=sections["trainer"]["device"]),
+    )
+    outcomes = run.execute()
+    for one in instances:
+        if issubclass(one.cls.OUTPUT, Report) and outcomes[one.name].status != "not needed":
+            run.display.line(f"report: {publish_report(store, one, sections)}")
+    return _objective(sections["execute"]["objective"], instances, store, outcomes)
+
+
+def publish_report(store: Store, instance: Instance, sections: dict[str, Any]) -> Path:
+    """Copy a report artifact to `reports/<paper>-<scale>[-seed<n>]`; path of its page."""
+    name = f"{sections['paper']}-{sections['scale']}"
+    if sections["seed"]:
+        name += f"-seed{sections['seed']}"
+    source, final = store.folder(instance.stage, instance.digest), store.root / "reports" / name
+    partial = final.with_name(f".{name}-{os.getpid()}")
+    shutil.copytree(source, partial)
+    if final.exists():
+        shutil.rmtree(final)
+    partial.rename(final)
+    return final / "index.html"
+
+
+def _options(sections: dict[str, Any], device: str) -> Options:
+    execute = sections["execute"]
+    if execute["on_error"] not in ("stop", "continue"):
+        raise ConfigError(f"execute.on_error: stop or continue, found {execute['on_error']!r}")
+    if device == "auto":
+        import torch
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return Options(
+        until=execute["until"],
+        refresh=tuple(execute["refresh"]),
+        on_error=execute["on_error"],
+        device=device,
+    )
+
+
+def _objective(
+    wanted: str | None, instances: list[Instance], store: Store, outcomes: dict[str, Outcome]
+) -> float | None:
+    """Value of `<instance>:<metric>`; None if it is missing or not finite."""
+    if wanted is None:
+        return None
+    name, _, metric = wanted.partition(":")
+    found = [one for one in instances if one.name == name]
+    if not found or name not in outcomes:
+        raise ConfigError(f"execute.objective: no stage {name!r}")
+    manifest = store.manifest(found[0].stage, found[0].digest)
+    value = manifest["metrics"].get(metric) if manifest else None
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+
+def _log_to(folder: Path) -> None:
+    """Write our log to `run.log` of the run folder; libraries stay silent on the terminal."""
+    folder.mkdir(parents=True, exist_ok=True)
+    logger = logging.getLogger("effllm")
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
+    handler = logging.FileHandler(folder / "run.log")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+def _quieten_libraries() -> None:
+    """Progress bars and advice of libraries would break the one display."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for name in ("lightning.pytorch", "lightning.fabric", "lm_eval", "wandb"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"lightning\..*")
+
+
+def _one_line(error: Exception) -> ConfigError:
+    parts = [str(error), str(error.__cause__ or "")]
+    lines = [line.strip() for part in parts for line in part.splitlines() if line.strip()]
+    return ConfigError(" ".join(dict.fromkeys(lines)))
+
+

@@ -1,0 +1,50 @@
+"""Types of the top-level configuration, so that a misspelt key is refused by name."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+
+@dataclass
+class Execute:
+    """Run controls.
+
+    Attributes:
+        dry_run: plan only.
+        until: the only wanted stage instance; all leaves if null.
+        refresh: instances to compute again though their results are complete.
+        on_error: stop, or continue with what does not depend on the failed stage.
+        objective: `<instance>:<metric>` that a sweep optimises, or null.
+    """
+
+    dry_run: bool = False
+    until: str | None = None
+    refresh: list[str] = field(default_factory=list)
+    on_error: str = "stop"
+    objective: str | None = None
+
+
+@dataclass
+class Config:
+    """The whole configuration; see conf/config.yaml."""
+
+    paper: str = MISSING
+    scale: str = MISSING
+    seed: int = 0
+    execute: Execute = field(default_factory=Execute)
+    paths: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    calibration_data: dict[str, Any] = field(default_factory=dict)
+    task_data: dict[str, Any] = field(default_factory=dict)
+    trainer: dict[str, Any] = field(default_factory=dict)
+    logger: dict[str, Any] = field(default_factory=dict)
+    budget: dict[str, Any] = field(default_factory=dict)
+    pipeline: dict[str, Any] = field(default_factory=dict)
+
+
+def register() -> None:
+    """Make the schema known to Hydra under the name `schema`."""
+    ConfigStore.instance().store(name="schema", node=Config)

@@ -1,0 +1,158 @@
+"""What a stage is, and what it is given when it runs.
+
+A stage is a frozen, keyword-only dataclass: its fields are its hyper-parameters, its class
+constants its contract, `run` its work. It reads its inputs and its context and nothing else: no
+latest folders, no environment variables, no network beyond declared sources.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+
+from effllm.modules.errors import ArtifactError
+from effllm.pipelines.artifacts import Artifact
+
+if TYPE_CHECKING:
+    import torch
+
+Metrics = dict[str, float | int | str | bool | None]
+AnyArtifact = TypeVar("AnyArtifact", bound=Artifact)
+
+# Folders inside the work folder that hold progress, not payload; removed before publishing.
+PROGRESS_FOLDER = "progress"
+
+
+@dataclass(frozen=True)
+class Many:
+    """An input slot that takes any number of artifacts of one kind."""
+
+    kind: type[Artifact]
+
+
+class Source(Protocol):
+    """An external model or data set that a stage reads."""
+
+    def identity(self) -> dict[str, str]:
+        """Name, revision and checksum; enters the digest."""
+
+    def check(self) -> None:
+        """Raise, with the remedy, if the source is known to be missing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """Base of all stages.
+
+    Class constants:
+        VERSION: bump when the same configuration means another result.
+        INPUTS: slot -> kind of artifact, or `Many(kind)`.
+        OUTPUT: kind of artifact that `run` writes to the work folder.
+        VOLATILE: dotted fields that must not change results, such as a micro batch size.
+        DIGEST_DEFAULTS: field -> value that keeps results from before the field existed.
+        SOURCES: fields that are external sources.
+    """
+
+    VERSION: ClassVar[int] = 1
+    INPUTS: ClassVar[Mapping[str, type[Artifact] | Many]] = {}
+    OUTPUT: ClassVar[type[Artifact]] = Artifact
+    VOLATILE: ClassVar[frozenset[str]] = frozenset()
+    DIGEST_DEFAULTS: ClassVar[Mapping[str, Any]] = {}
+    SOURCES: ClassVar[tuple[str, ...]] = ()
+
+    def run(self, ctx: StageContext) -> Metrics:
+        """Do the work: read `ctx.inputs`, write the payload to `ctx.workdir`, return metrics."""
+        raise NotImplementedError
+
+
+@dataclass
+class StageContext:
+    """What a running stage may use.
+
+    Attributes:
+        instance: name of this instance in the pipeline, for messages.
+        inputs: slot -> artifact, or list of artifacts for `Many` slots.
+        workdir: the only place to write to; kept when the stage is interrupted.
+        device: torch device string.
+        seed: root of all random streams of this stage.
+        log: records metrics while running, `log({"loss": 1.0}, step=3)`.
+        progress: reports units done, `progress(done, total, "block")`.
+        warn: records that a fallback was taken; shown, counted and stored.
+    """
+
+    instance: str
+    inputs: Mapping[str, Artifact | list[Artifact]]
+    workdir: Path
+    device: str
+    seed: int
+    log: Callable[..., None]
+    progress: Callable[[int, int, str], None]
+    warn: Callable[[str], None] = field(default=lambda message: None)
+
+    def input(self, slot: str, kind: type[AnyArtifact]) -> AnyArtifact:
+        """The artifact of a single-valued slot."""
+        artifact = self.inputs[slot]
+        assert isinstance(artifact, kind), f"{slot} is not a {kind.__name__}"
+        return artifact
+
+    def input_list(self, slot: str, kind: type[AnyArtifact]) -> list[AnyArtifact]:
+        """The artifacts of a `Many` slot."""
+        artifacts = self.inputs[slot]
+        assert isinstance(artifacts, list)
+        return [artifact for artifact in artifacts if isinstance(artifact, kind)]
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """An independent, named random stream; equal for equal seed and purpose."""
+        import torch
+
+        digest = hashlib.sha256(f"{self.seed}/{purpose}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+    @property
+    def progress_dir(self) -> Path:
+        """Folder for state that lets an interrupted stage go on; not part of the result."""
+        folder = self.workdir / PROGRESS_FOLDER
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def save_progress(self, name: str, tensors: dict[str, torch.Tensor]) -> None:
+        """Store tensors under a name, atomically: after a kill the file is whole or absent."""
+        from safetensors.torch import save_file
+
+        final = self.progress_dir / f"{name}.safetensors"
+        partial = final.with_suffix(".partial")
+        save_file({key: value.contiguous() for key, value in tensors.items()}, partial)
+        partial.replace(final)
+
+    def keep_progress(self, name: str, filename: str) -> None:
+        """Make a stored progress file part of the result, without moving it away."""
+        source, target = self.progress_dir / f"{name}.safetensors", self.workdir / filename
+        try:
+            os.link(source, target)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(source, target)
+
+    def load_progress(self, name: str) -> dict[str, torch.Tensor] | None:
+        """Tensors stored under a name, or None.
+
+        Raises:
+            ArtifactError: if the file cannot be read.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        file = self.progress_dir / f"{name}.safetensors"
+        if not file.is_file():
+            return None
+        try:
+            return load_file(file)
+        except SafetensorError as error:
+            raise ArtifactError(
+                f"{self.instance}: progress file {file.name} is damaged; "
+                f"delete the folder {self.workdir.name} below outputs/work and run again"
+            ) from error

@@ -1,0 +1,1 @@
+"""The stages. Importing a stage must not import torch: heavy imports live inside `run`."""

@@ -1,0 +1,116 @@
+"""SDS, step 3, and its controls: adjust pruned weights under a soft or a fixed mask."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from effllm.pipelines.artifacts import Checkpoint, Grams, write_checkpoint
+from effllm.pipelines.stage import Metrics, Stage, StageContext
+from effllm.pipelines.stages.blockwise import block_name
+from effllm.pipelines.stages.prune import require_pattern
+
+if TYPE_CHECKING:
+    from effllm.modules.sds.adjust import HardThresholding
+    from effllm.modules.sparsity.patterns import Pattern
+    from effllm.modules.sparsity.pruners import Pruner
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adjust(Stage):
+    """Fit pruned weights to the original's outputs, layer by layer, keeping the pattern.
+
+    After the second pruning this is the third step of SDS; right after the first pruning it is
+    a control: `refit` with a frozen mask (solver.steps=0), `iht` with a soft one.
+
+    Args:
+        solver: adjusts one matrix.
+        pattern: pattern to keep.
+        pruner: the pruner that made the mask; its comparison set is kept.
+        dtype: of the stored weights; the solver uses float32.
+    """
+
+    INPUTS: ClassVar = {"dense": Checkpoint, "pruned": Checkpoint, "gram": Grams}
+    OUTPUT: ClassVar = Checkpoint
+
+    solver: HardThresholding
+    pattern: Pattern
+    pruner: Pruner
+    dtype: str
+
+    def __post_init__(self) -> None:
+        require_pattern(self.pattern)
+
+    def run(self, ctx: StageContext) -> Metrics:
+        """Adjusted checkpoint with masks; one Lightning epoch per block."""
+        from effllm.modules.modeling.blocks import prunable_layers
+        from effllm.modules.sds.regrowth import GramRegrowth, fit
+        from effllm.modules.sparsity.space import Coordinates
+
+        dense, pruned = ctx.input("dense", Checkpoint), ctx.input("pruned", Checkpoint)
+        originals = prunable_layers(dense.load_model("float32", ctx.device))
+        model = pruned.load_model(self.dtype, ctx.device)
+        layers, masks = prunable_layers(model), pruned.masks()
+        grams = ctx.input("gram", Grams)
+        blocks = 1 + max(int(name.partition(".")[0]) for name in layers)
+
+        def solve(index: int) -> None:
+            import torch
+
+            shared: dict[int, Coordinates] = {}
+            solved = {}
+            for name, gram in grams.block(index).items():
+                at = shared.get(id(gram))
+                if at is None:
+                    at = shared[id(gram)] = Coordinates.of(gram.to(ctx.device), self.solver.space)
+                key = f"{index}.{name}"
+                found = self.solver.solve(
+                    originals[key].read(),
+                    layers[key].read(),
+                    masks[key].to(ctx.device),
+                    at,
+                    self.pattern,
+                    self.pruner.scope,
+                )
+                solved[f"weight/{name}"] = found.weight.cpu()
+                solved[f"mask/{name}"] = found.mask.cpu()
+                solved[f"steps/{name}"] = torch.tensor(found.steps)
+            ctx.save_progress(block_name(index), solved)
+            ctx.progress(index + 1, blocks, "block")
+
+        fit(
+            GramRegrowth(solve),
+            ctx.progress_dir / "checkpoints",
+            epochs=blocks,
+            device=ctx.device,
+        )
+        adjusted, steps, same, kept = {}, [], 0, 0
+        for index in range(blocks):
+            stored = ctx.load_progress(block_name(index))
+            assert stored is not None
+            for key, value in stored.items():
+                kind, _, name = key.partition("/")
+                layer = f"{index}.{name}"
+                if kind == "weight":
+                    layers[layer].write(value)
+                elif kind == "mask":
+                    adjusted[layer] = value
+                    same += int((value & masks[layer]).sum())
+                    kept += int(value.sum())
+                else:
+                    steps.append(int(value))
+        step = {
+            "stage": "adjust",
+            "steps": self.solver.steps,
+            "refit_steps": self.solver.refit_steps,
+            "space": self.solver.space,
+        }
+        write_checkpoint(
+            ctx.workdir, model, pruned.load_tokenizer(), [*pruned.history, step], adjusted
+        )
+        total = sum(mask.numel() for mask in adjusted.values())
+        return {
+            "sparsity": 1 - kept / total,
+            "mask_overlap": same / kept if kept else 1.0,
+            "mean_steps": sum(steps) / len(steps),
+        }

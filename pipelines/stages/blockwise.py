@@ -1,0 +1,34 @@
+"""Stop and go on at any decoder block: shared by the stages that stream windows through a model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from effllm.pipelines.stage import StageContext
+
+if TYPE_CHECKING:
+    from effllm.modules.modeling.stream import BlockStream
+
+_NAME = "stream"
+
+
+def resume_stream(ctx: StageContext, stream: BlockStream) -> int:
+    """Stand where an interrupted stage stopped; the number of blocks that are done."""
+    stored = ctx.load_progress(_NAME)
+    if stored is not None:
+        stream.resume(int(stored["next_block"]), stored["hidden"])
+    return stream.index
+
+
+def save_stream(ctx: StageContext, stream: BlockStream) -> None:
+    """Remember the hidden states in front of the current block; call when its results are saved."""
+    import torch
+
+    hidden = torch.cat(stream.hidden).cpu()
+    ctx.save_progress(_NAME, {"hidden": hidden, "next_block": torch.tensor(stream.index)})
+    ctx.progress(stream.index, len(stream.blocks), "block")
+
+
+def block_name(index: int) -> str:
+    """Name of a block's progress file."""
+    return f"block-{index:03d}"

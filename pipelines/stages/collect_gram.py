@@ -1,0 +1,45 @@
+"""Measure the inputs of every prunable layer once, for all layer-wise methods to share."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from effllm.pipelines.artifacts import Checkpoint, Grams, Windows, write_json
+from effllm.pipelines.stage import Metrics, Stage, StageContext
+from effllm.pipelines.stages.blockwise import block_name, resume_stream, save_stream
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectGram(Stage):
+    """Gram matrices X X^T / N of the model's own activations, block by block.
+
+    Args:
+        dtype: of the forward passes; statistics are float32 always.
+        micro_batch_size: windows per forward pass.
+    """
+
+    INPUTS: ClassVar = {"model": Checkpoint, "windows": Windows}
+    OUTPUT: ClassVar = Grams
+    VOLATILE: ClassVar = frozenset({"micro_batch_size"})
+
+    dtype: str
+    micro_batch_size: int
+
+    def run(self, ctx: StageContext) -> Metrics:
+        """One file per block; resumes at the block that was interrupted."""
+        from effllm.modules.modeling.stream import BlockStream
+        from effllm.modules.sparsity.gram import Gram
+
+        checkpoint = ctx.input("model", Checkpoint)
+        model = checkpoint.load_model(self.dtype, ctx.device)
+        windows = ctx.input("windows", Windows).token_ids()
+        stream = BlockStream(model, windows, self.micro_batch_size)
+        for index in range(resume_stream(ctx, stream), len(stream.blocks)):
+            leaders = [group[0] for group in stream.groups()]
+            grams = stream.collect(Gram, advance=True)
+            ctx.save_progress(block_name(index), {name: grams[name].cpu() for name in leaders})
+            save_stream(ctx, stream)
+        for index in range(len(stream.blocks)):
+            ctx.keep_progress(block_name(index), f"{block_name(index)}.safetensors")
+        write_json(ctx.workdir / "groups.json", stream.all_groups())
+        write_json(ctx.workdir / "subject.json", {"checkpoint": checkpoint.label})
+        return {"tokens": windows.numel(), "blocks": len(stream.blocks)}

@@ -1,0 +1,62 @@
+"""Accuracy of a model on lm-evaluation-harness tasks."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from effllm.pipelines.artifacts import Checkpoint, Predictions, Tasks, write_json, write_rows
+from effllm.pipelines.provenance import package_version
+from effllm.pipelines.stage import Metrics, Stage, StageContext
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateTasks(Stage):
+    """Our local tasks, and any of the harness's own by name.
+
+    Args:
+        harness_tasks: names of the harness's tasks (fetched from the hub), besides ours.
+        limit: first so many items of each task; null takes all.
+        dtype: of the forward passes.
+        max_length: longest context plus continuation, in tokens.
+        micro_batch_size: contexts per forward pass.
+    """
+
+    INPUTS: ClassVar = {"model": Checkpoint, "tasks": Tasks}
+    OUTPUT: ClassVar = Predictions
+    VOLATILE: ClassVar = frozenset({"micro_batch_size"})
+
+    harness_tasks: list[str]
+    limit: int | None
+    dtype: str
+    max_length: int
+    micro_batch_size: int
+
+    def run(self, ctx: StageContext) -> Metrics:
+        """One row per item: task, id, correct."""
+        from effllm.modules.evaluation.harness import evaluate_tasks
+
+        checkpoint, tasks = ctx.input("model", Checkpoint), ctx.input("tasks", Tasks)
+        for name in tasks.names:  # paths are known only now: fill them into the YAML files
+            text = (tasks.path / f"{name}.yaml").read_text(encoding="utf-8")
+            items = (tasks.path / f"{name}.jsonl").resolve()
+            cache = (ctx.progress_dir / "datasets").resolve()
+            filled = text.replace("{items}", str(items)).replace("{cache}", str(cache))
+            (ctx.progress_dir / f"{name}.yaml").write_text(filled, encoding="utf-8")
+        results = evaluate_tasks(
+            checkpoint.load_model(self.dtype, ctx.device),
+            checkpoint.load_tokenizer(),
+            [*tasks.names, *self.harness_tasks],
+            include_path=ctx.progress_dir,
+            include_defaults=bool(self.harness_tasks),
+            batch_size=self.micro_batch_size,
+            max_length=self.max_length,
+            limit=self.limit,
+            progress=lambda done, total: ctx.progress(done, total, "context"),
+        )
+        write_rows(ctx.workdir / "predictions.jsonl", results.rows)
+        subject = {"checkpoint": checkpoint.label, "history": checkpoint.history}
+        write_json(ctx.workdir / "subject.json", subject)
+        write_json(
+            ctx.workdir / "versions.json",
+            {"lm-eval": package_version("lm-eval"), "tasks": results.versions},
+        )
+        return dict(results.metrics)

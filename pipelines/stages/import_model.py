@@ -1,0 +1,40 @@
+"""Bring a model into the store: a plain safetensors folder with its tokenizer."""
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from effllm.pipelines.artifacts import Checkpoint, write_checkpoint
+from effllm.pipelines.stage import Metrics, Stage, StageContext
+
+if TYPE_CHECKING:
+    from effllm.modules.modeling.sources import GgufWheel, PretrainedFolder, TinyRandom
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportModel(Stage):
+    """Load a model from its source and store it unchanged.
+
+    Args:
+        source: where the model comes from.
+    """
+
+    OUTPUT: ClassVar = Checkpoint
+    VOLATILE: ClassVar = frozenset({"source.path"})
+    SOURCES: ClassVar = ("source",)
+
+    source: "GgufWheel | PretrainedFolder | TinyRandom"
+
+    def run(self, ctx: StageContext) -> Metrics:
+        """Convert once; everything else loads the artifact."""
+        from effllm.modules.modeling.blocks import decoder_blocks, prunable_layers
+
+        model, tokenizer = self.source.load()
+        history = [{"stage": "import_model", **asdict(self.source)}]
+        history[0].pop("path", None)
+        write_checkpoint(ctx.workdir, model, tokenizer, history)
+        prunable = sum(layer.read().numel() for layer in prunable_layers(model).values())
+        return {
+            "parameters": sum(value.numel() for value in model.parameters()),
+            "prunable_parameters": prunable,
+            "blocks": len(decoder_blocks(model)),
+        }

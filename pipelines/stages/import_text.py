@@ -1,0 +1,45 @@
+"""Bring text into the store, dealt into splits that share no document."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from effllm.modules.errors import DataError
+from effllm.pipelines.artifacts import Corpus, write_json, write_rows
+from effllm.pipelines.stage import Metrics, Stage, StageContext
+
+if TYPE_CHECKING:
+    from effllm.modules.data.sources import HubText, SyntheticText, WikipediaWheel
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportText(Stage):
+    """Read documents from a source.
+
+    Args:
+        source: where the text comes from.
+        splits: splits to read, of train, calibration, heldout and test.
+    """
+
+    OUTPUT: ClassVar = Corpus
+    VOLATILE: ClassVar = frozenset({"source.path"})
+    SOURCES: ClassVar = ("source",)
+
+    source: "WikipediaWheel | HubText | SyntheticText"
+    splits: list[str]
+
+    def run(self, ctx: StageContext) -> Metrics:
+        """One JSONL file per split."""
+        documents = self.source.documents(self.splits)
+        metrics: Metrics = {}
+        for split, found in documents.items():
+            if not any(document.text.strip() for document in found):
+                raise DataError(f"data {self.source.name}: the {split} split is empty")
+            rows = ({"id": document.id, "text": document.text} for document in found)
+            write_rows(ctx.workdir / f"{split}.jsonl", rows)
+            metrics[f"{split}/documents"] = len(found)
+            metrics[f"{split}/characters"] = sum(len(document.text) for document in found)
+        write_json(
+            ctx.workdir / "corpus.json",
+            {"name": self.source.name, "joiner": self.source.joiner, "splits": self.splits},
+        )
+        return metrics

@@ -1,0 +1,76 @@
+"""Turn text into token windows of equal length."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from effllm.modules.errors import ConfigError
+from effllm.pipelines.artifacts import Checkpoint, Corpus, Windows, write_json
+from effllm.pipelines.stage import Metrics, Stage, StageContext
+
+
+@dataclass(frozen=True, kw_only=True)
+class MakeWindows(Stage):
+    """Tokenise one split and cut windows from it.
+
+    Args:
+        split: split of the text.
+        mode: `crop` one random crop per drawn document; `pack` the first windows of the joined
+            text; `spread` windows at even distances over the joined text.
+        num_sequences: windows (N); null takes all (not with crop).
+        sequence_length: tokens per window (T).
+        seed: of the draws; only crop draws.
+    """
+
+    INPUTS: ClassVar = {"text": Corpus, "model": Checkpoint}
+    OUTPUT: ClassVar = Windows
+
+    split: str
+    mode: Literal["crop", "pack", "spread"]
+    num_sequences: int | None
+    sequence_length: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("crop", "pack", "spread"):
+            raise ConfigError(f"mode: crop, pack or spread, found {self.mode!r}")
+        if self.mode == "crop" and self.num_sequences is None:
+            raise ConfigError("mode=crop needs num_sequences")
+
+    def run(self, ctx: StageContext) -> Metrics:
+        """Token ids, a protocol label, and a digest of the ids."""
+        import hashlib
+
+        from safetensors.torch import save_file
+
+        from effllm.modules.data.windows import crop_windows, pack_windows
+
+        corpus = ctx.input("text", Corpus)
+        tokenizer = ctx.input("model", Checkpoint).load_tokenizer()
+        texts = [document.text for document in corpus.documents(self.split)]
+
+        def encode(text: str) -> list[int]:
+            return list(tokenizer(text, verbose=False)["input_ids"])
+
+        if self.mode == "crop":
+            assert self.num_sequences is not None
+            windows = crop_windows(
+                texts,
+                encode,
+                num_sequences=self.num_sequences,
+                sequence_length=self.sequence_length,
+                generator=ctx.generator("crop"),
+            )
+        else:
+            windows = pack_windows(
+                str(corpus.info["joiner"]).join(texts),
+                encode,
+                num_sequences=self.num_sequences,
+                sequence_length=self.sequence_length,
+                spread=self.mode == "spread",
+            )
+        name = f"{corpus.info['name']}-{self.split}-{windows.shape[1]}x{windows.shape[0]}"
+        protocol = name if self.mode == "pack" else f"{name}-{self.mode}"
+        save_file({"input_ids": windows.int()}, ctx.workdir / "windows.safetensors")
+        digest = hashlib.sha256(windows.numpy().tobytes()).hexdigest()
+        write_json(ctx.workdir / "windows.json", {"protocol": protocol, "token_sha256": digest})
+        return {"windows": windows.shape[0], "tokens": windows.numel(), "protocol": protocol}

@@ -1,0 +1,55 @@
+"""Perplexity of a model on held-out and on test windows."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from effllm.modules.errors import NumericalError
+from effllm.pipelines.artifacts import Checkpoint, Predictions, Windows, write_json, write_rows
+from effllm.pipelines.stage import Metrics, Stage, StageContext
+
+
+@dataclass(frozen=True, kw_only=True)
+class Perplexity(Stage):
+    """Mean negative log-likelihood per window; held-out serves choices, test serves reports.
+
+    Args:
+        dtype: of the forward passes; the loss is float32.
+        micro_batch_size: windows per forward pass.
+    """
+
+    INPUTS: ClassVar = {"model": Checkpoint, "heldout": Windows, "test": Windows}
+    OUTPUT: ClassVar = Predictions
+    VOLATILE: ClassVar = frozenset({"micro_batch_size"})
+
+    dtype: str
+    micro_batch_size: int
+
+    def run(self, ctx: StageContext) -> Metrics:
+        """One row per window: set, protocol, nats per token."""
+        from effllm.modules.evaluation.perplexity import perplexity, window_nll
+
+        checkpoint = ctx.input("model", Checkpoint)
+        model = checkpoint.load_model(self.dtype, ctx.device)
+        rows, metrics = [], {}
+        for role in ("heldout", "test"):
+            windows = ctx.input(role, Windows)
+            token_ids = windows.token_ids()
+            nll = window_nll(
+                model,
+                token_ids,
+                batch_size=self.micro_batch_size,
+                progress=lambda done, total=len(token_ids): ctx.progress(done, total, "window"),
+            )
+            if not bool(nll.isfinite().all()):
+                raise NumericalError(
+                    f"the loss is not finite on {windows.protocol}; try dtype=float32"
+                )
+            metrics[f"{role}/{windows.protocol}/ppl"] = perplexity(nll)
+            rows += [
+                {"set": role, "protocol": windows.protocol, "id": number, "nll": value}
+                for number, value in enumerate(nll.tolist())
+            ]
+        write_rows(ctx.workdir / "predictions.jsonl", rows)
+        subject = {"checkpoint": checkpoint.label, "history": checkpoint.history}
+        write_json(ctx.workdir / "subject.json", subject)
+        return metrics

@@ -1,0 +1,113 @@
+"""One-shot pruning of every linear layer in the decoder blocks, block by block."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from effllm.modules.errors import ConfigError
+from effllm.pipelines.artifacts import Checkpoint, Windows, write_checkpoint, write_json
+from effllm.pipelines.stage import Metrics, Stage, StageContext
+from effllm.pipelines.stages.blockwise import block_name, resume_stream, save_stream
+
+if TYPE_CHECKING:
+    from effllm.modules.sparsity.patterns import Pattern
+    from effllm.modules.sparsity.pruners import Pruner
+
+
+def require_pattern(value: object) -> None:
+    """Refuse what is no pattern, above all the integer that YAML makes of an unquoted 2:4."""
+    if not hasattr(value, "mask"):
+        raise ConfigError(
+            f"pattern must be {{keep, group}} or {{ratio}}, found {value!r}; choose a file of the "
+            "group `pattern`, for example pattern=2of4 (an unquoted 2:4 in YAML is the integer 124)"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prune(Stage):
+    """Prune a model with one of the one-shot methods.
+
+    Args:
+        pruner: scores, and possibly repairs, one matrix.
+        pattern: the pattern to reach in every layer.
+        true_sequential: refresh statistics inside a block after each group of layers.
+        dtype: of the forward passes and of the stored weights; solvers use float32.
+        micro_batch_size: windows per forward pass.
+    """
+
+    INPUTS: ClassVar = {"model": Checkpoint, "windows": Windows}
+    OUTPUT: ClassVar = Checkpoint
+    VOLATILE: ClassVar = frozenset({"micro_batch_size"})
+
+    pruner: "Pruner"
+    pattern: "Pattern"
+    true_sequential: bool
+    dtype: str
+    micro_batch_size: int
+
+    def __post_init__(self) -> None:
+        require_pattern(self.pattern)
+
+    def run(self, ctx: StageContext) -> Metrics:
+        """Pruned checkpoint with masks and the layer errors on the inputs it was pruned with."""
+        import torch
+
+        from effllm.modules.modeling.blocks import prunable_layers
+        from effllm.modules.modeling.stream import BlockStream
+        from effllm.modules.sparsity.sequential import check_pattern, prune_block
+
+        checkpoint = ctx.input("model", Checkpoint)
+        model = checkpoint.load_model(self.dtype, ctx.device)
+        check_pattern(model, self.pattern)
+        windows = ctx.input("windows", Windows).token_ids()
+        stream = BlockStream(model, windows, self.micro_batch_size)
+        for index in range(resume_stream(ctx, stream), len(stream.blocks)):
+            layers = {layer.name: layer for layer in stream.layers()}
+            record = prune_block(
+                stream, self.pruner, self.pattern, true_sequential=self.true_sequential
+            )
+            weights = {f"weight/{name}": layer.read().cpu() for name, layer in layers.items()}
+            masks = {f"mask/{name}": mask.cpu() for name, mask in record.masks.items()}
+            errors = {
+                f"error/{name}": torch.tensor(error)
+                for name, error in record.errors.items()
+                if error is not None
+            }
+            damping = {"damping": torch.tensor(record.damping)}
+            ctx.save_progress(block_name(index), {**weights, **masks, **errors, **damping})
+            save_stream(ctx, stream)
+
+        masks, errors, dampings = {}, {}, []
+        layers = prunable_layers(model)
+        for index in range(len(stream.blocks)):
+            stored = ctx.load_progress(block_name(index))
+            assert stored is not None
+            dampings.append(float(stored.pop("damping")))
+            for key, value in stored.items():
+                kind, _, name = key.partition("/")
+                if kind == "weight":
+                    layers[f"{index}.{name}"].write(value)
+                elif kind == "mask":
+                    masks[f"{index}.{name}"] = value
+                else:
+                    errors[f"{index}.{name}"] = float(value)
+        usual = getattr(self.pruner, "damping", 0.0)
+        raised = [index for index, value in enumerate(dampings) if value > 1.5 * usual]
+        if raised:
+            ctx.warn(f"damping had to be raised in {len(raised)} blocks: {raised}")
+        step = {
+            "stage": "prune",
+            "pruner": self.pruner.name,
+            "pattern": self.pattern.name,
+            "true_sequential": self.true_sequential,
+        }
+        tokenizer = checkpoint.load_tokenizer()
+        write_checkpoint(ctx.workdir, model, tokenizer, [*checkpoint.history, step], masks)
+        write_json(ctx.workdir / "layer_errors.json", errors)
+        kept = sum(int(mask.sum()) for mask in masks.values())
+        total = sum(mask.numel() for mask in masks.values())
+        return {
+            "sparsity": 1 - kept / total,
+            "sparsity_of_all_parameters": (total - kept) / model.num_parameters(),
+            "layer_error": sum(errors.values()) / len(errors) if errors else None,
+            "blocks_with_raised_damping": len(raised),
+        }

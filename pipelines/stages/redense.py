@@ -1,0 +1,247 @@
+"""SDS, step 2: make a pruned model dense again under sparse regularisation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from effllm.pipelines.artifacts import Checkpoint, Grams, Windows, write_checkpoint
+from effllm.pipelines.stage import Metrics, Stage, StageContext
+from effllm.pipelines.stages.blockwise import block_name, resume_stream, save_stream
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from effllm.modules.sds.redense import ProximalGradient
+    from effllm.modules.sds.regrowth import OptimizerFactory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Redense(Stage):
+    """Re-dense every layer on its own from a stored Gram matrix.
+
+    Whose activations the Gram matrix holds is a matter of the pipeline's links: those of the
+    pruned model are the paper's SD data, those of the dense model its DD data. Linking `start` to
+    the dense model skips the first pruning (the paper's S-DS row).
+
+    Args:
+        solver: solves one matrix.
+        dtype: of the stored weights.
+    """
+
+    INPUTS: ClassVar = {"dense": Checkpoint, "start": Checkpoint, "gram": Grams}
+    OUTPUT: ClassVar = Checkpoint
+
+    solver: ProximalGradient
+    dtype: str
+
+    def run(self, ctx: StageContext) -> Metrics:
+        """Dense checkpoint; one Lightning epoch per block."""
+        from effllm.modules.sds.regrowth import GramRegrowth, fit
+        from effllm.modules.sparsity.space import Coordinates
+
+        original, model = _load_pair(ctx, self.dtype)
+        grams = ctx.input("gram", Grams)
+        originals, starts = _layers_by_block(original), _layers_by_block(model)
+
+        def solve(index: int) -> None:
+            shared: dict[int, Coordinates] = {}
+            solved = {}
+            for name, gram in grams.block(index).items():
+                at = shared.get(id(gram))
+                if at is None:
+                    at = shared[id(gram)] = Coordinates.of(gram.to(ctx.device), self.solver.space)
+                solved[name] = self.solver.solve(
+                    originals[index][name], starts[index][name], at
+                ).cpu()
+            ctx.save_progress(block_name(index), solved)
+            ctx.progress(index + 1, len(originals), "block")
+
+        fit(
+            GramRegrowth(solve),
+            ctx.progress_dir / "checkpoints",
+            epochs=len(originals),
+            device=ctx.device,
+        )
+        inputs = grams.read_json("subject.json")["checkpoint"]
+        return _finish(ctx, model, self.solver, _input_kind(ctx, inputs))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RedenseSequential(Stage):
+    """Re-dense block by block on inputs refreshed by the blocks already done (KD data).
+
+    Args:
+        solver: solves one matrix.
+        dtype: of the forward passes and of the stored weights.
+        micro_batch_size: windows per forward pass.
+    """
+
+    INPUTS: ClassVar = {"dense": Checkpoint, "start": Checkpoint, "windows": Windows}
+    OUTPUT: ClassVar = Checkpoint
+    VOLATILE: ClassVar = frozenset({"micro_batch_size"})
+
+    solver: ProximalGradient
+    dtype: str
+    micro_batch_size: int
+
+    def run(self, ctx: StageContext) -> Metrics:
+        """Dense checkpoint; resumes at the block that was interrupted."""
+        from effllm.modules.modeling.stream import BlockStream
+        from effllm.modules.sds.regrowth import GramRegrowth, fit
+        from effllm.modules.sparsity.gram import Gram
+
+        original, model = _load_pair(ctx, self.dtype)
+        originals = _layers_by_block(original)
+        stream = BlockStream(
+            model, ctx.input("windows", Windows).token_ids(), self.micro_batch_size
+        )
+
+        def solve(index: int) -> None:
+            if index < stream.index:  # killed between saving the stream and Lightning's checkpoint
+                return
+            grams = stream.collect(Gram)
+            solved = {}
+            for layer in stream.layers():
+                start = layer.read().clone()
+                solved[layer.name] = self.solver.solve(
+                    originals[index][layer.name], start, grams[layer.name]
+                ).cpu()
+                layer.write(solved[layer.name])
+            stream.advance()
+            ctx.save_progress(block_name(index), solved)
+            save_stream(ctx, stream)
+
+        resume_stream(ctx, stream)
+        fit(
+            GramRegrowth(solve),
+            ctx.progress_dir / "checkpoints",
+            epochs=len(originals),
+            device=ctx.device,
+        )
+        return _finish(ctx, model, self.solver, "distilled")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RedenseFromActivations(Stage):
+    """The paper's literal form: mini-batches of the pruned model's activations and autograd.
+
+    Some forty times the work of the Gram solver on a CPU; meant for GPUs and for checks.
+
+    Args:
+        optimizer: factory of the optimiser (the paper names none).
+        epochs: passes over the activations.
+        batch_tokens: tokens per mini-batch.
+        l1_weight: scale-free L1 penalty.
+        l2_weight: scale-free squared L2 penalty.
+        dtype: of the forward passes and of the stored weights; training is float32.
+        micro_batch_size: windows per forward pass.
+        seed: of the shuffling.
+    """
+
+    INPUTS: ClassVar = {"dense": Checkpoint, "start": Checkpoint, "windows": Windows}
+    OUTPUT: ClassVar = Checkpoint
+    VOLATILE: ClassVar = frozenset({"micro_batch_size"})
+
+    optimizer: OptimizerFactory
+    epochs: int
+    batch_tokens: int
+    l1_weight: float
+    l2_weight: float
+    dtype: str
+    micro_batch_size: int
+    seed: int
+
+    def run(self, ctx: StageContext) -> Metrics:
+        """Dense checkpoint; resumes at the epoch of the block that was interrupted."""
+        from effllm.modules.modeling.stream import BlockStream
+        from effllm.modules.sds.regrowth import ActivationRegrowth, fit
+        from effllm.modules.sparsity.gram import Tokens
+
+        original, model = _load_pair(ctx, self.dtype)
+        originals = _layers_by_block(original)
+        stream = BlockStream(
+            model, ctx.input("windows", Windows).token_ids(), self.micro_batch_size
+        )
+        for index in range(resume_stream(ctx, stream), len(originals)):
+            groups = stream.groups()
+            starts = {layer.name: layer.read().clone() for layer in stream.layers()}
+            tokens = stream.collect(Tokens, advance=True)
+            module = ActivationRegrowth(
+                originals=originals[index],
+                starts=starts,
+                groups=groups,
+                energies={g[0]: float(tokens[g[0]].square().mean()) for g in groups},
+                l1_weight=self.l1_weight,
+                l2_weight=self.l2_weight,
+                optimizer=self.optimizer,
+            )
+            fit(
+                module,
+                ctx.progress_dir / f"checkpoints-{index:03d}",
+                epochs=self.epochs,
+                device=ctx.device,
+                activations=[tokens[group[0]] for group in groups],
+                batch_size=self.batch_tokens,
+                seed=int(ctx.generator(f"block {index}").initial_seed() % 2**31),
+            )
+            ctx.save_progress(block_name(index), {k: v.cpu() for k, v in module.result().items()})
+            save_stream(ctx, stream)
+        return _finish(ctx, model, self, "sparse")
+
+
+def _load_pair(ctx: StageContext, dtype: str) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """The original in float32, and the start."""
+    original = ctx.input("dense", Checkpoint).load_model("float32", ctx.device)
+    return original, ctx.input("start", Checkpoint).load_model(dtype, ctx.device)
+
+
+def _layers_by_block(model: PreTrainedModel) -> list[dict[str, Tensor]]:
+    """Views of the prunable weights, per block and layer name."""
+    from effllm.modules.modeling.blocks import decoder_blocks, linear_layers
+
+    return [
+        {layer.name: layer.read() for layer in linear_layers(model, block)}
+        for block in decoder_blocks(model)
+    ]
+
+
+def _input_kind(ctx: StageContext, subject: str) -> str:
+    """Whose activations were used, in the paper's words: sparse (SD) or dense (DD)."""
+    for slot, kind in (("start", "sparse"), ("dense", "dense")):
+        if subject == ctx.input(slot, Checkpoint).label:
+            return kind
+    return "other"
+
+
+def _finish(ctx: StageContext, model: PreTrainedModel, solver: Any, inputs: str) -> Metrics:
+    """Install the solved weights, write the checkpoint, and measure what the step did."""
+    import torch
+
+    dense, start = ctx.input("dense", Checkpoint), ctx.input("start", Checkpoint)
+    near_zero, moved = [], []
+    for index, layers in enumerate(_layers_by_block(model)):
+        solved = ctx.load_progress(block_name(index))
+        assert solved is not None
+        for name, weight in layers.items():
+            before = weight.float()
+            spread = solved[name].std()
+            near_zero.append(float((solved[name].abs() < 0.1 * spread).float().mean()))
+            moved.append(float((solved[name] - before.cpu()).norm() / before.norm()))
+            weight.copy_(solved[name])
+    step = {
+        "stage": "redense",
+        "inputs": inputs,
+        "start": "dense" if start.label == dense.label else "sparse",
+        "l1_weight": solver.l1_weight,
+        "l2_weight": solver.l2_weight,
+        "steps": getattr(solver, "steps", None) or getattr(solver, "epochs", None),
+    }
+    write_checkpoint(ctx.workdir, model, start.load_tokenizer(), [*start.history, step])
+    return {
+        "near_zero": float(torch.tensor(near_zero).mean()),
+        "relative_change": float(torch.tensor(moved).mean()),
+    }
+
+

@@ -1,0 +1,56 @@
+"""Keep the better of two checkpoints, judged on held-out text only."""
+
+import os
+import shutil
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from effllm.modules.errors import ConfigError
+from effllm.pipelines.artifacts import Checkpoint, Predictions
+from effllm.pipelines.stage import Metrics, Stage, StageContext
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectCheckpoint(Stage):
+    """SDS's early exit: stop at the second pruning if adjusting did not help.
+
+    Args:
+        early_exit: `auto` compares held-out perplexity, `always` and `never` do not look.
+
+    Deviates: the paper exits above about 3B parameters; accounts disagree on the direction.
+    """
+
+    INPUTS: ClassVar = {
+        "early": Checkpoint,
+        "full": Checkpoint,
+        "early_perplexity": Predictions,
+        "full_perplexity": Predictions,
+    }
+    OUTPUT: ClassVar = Checkpoint
+
+    early_exit: Literal["auto", "always", "never"]
+
+    def __post_init__(self) -> None:
+        if self.early_exit not in ("auto", "always", "never"):
+            raise ConfigError(f"early_exit: auto, always or never, found {self.early_exit!r}")
+
+    def run(self, ctx: StageContext) -> Metrics:
+        """The chosen checkpoint, unchanged."""
+        means = {}
+        for name in ("early", "full"):
+            rows = ctx.input(f"{name}_perplexity", Predictions).rows()
+            values = [row["nll"] for row in rows if row["set"] == "heldout"]
+            means[name] = sum(values) / len(values)
+        better = "early" if means["early"] < means["full"] else "full"
+        chosen = {"auto": better, "always": "early", "never": "full"}[self.early_exit]
+        checkpoint = ctx.input(chosen, Checkpoint)
+        for name in checkpoint.manifest["outputs"]:
+            try:
+                os.link(checkpoint.path / name, ctx.workdir / name)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(checkpoint.path / name, ctx.workdir / name)
+        return {
+            "chosen": chosen,
+            "heldout_nll_early": means["early"],
+            "heldout_nll_full": means["full"],
+        }
