@@ -209,9 +209,10 @@ def _quieten_libraries() -> None:
     """Progress bars and advice of libraries would break the one display."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    for name in ("lightning.pytorch", "lightning.fabric", "lm_eval", "wandb"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    os.environ.setdefault("LMEVAL_LOG_LEVEL", "ERROR")
     warnings.filterwarnings("ignore", module=r"lightning\..*")
 
 

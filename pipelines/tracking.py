@@ -139,12 +139,11 @@ class _WandbTracker:
 
         self.run.summary.update(dict(metrics))
         if artifact is not None:
-            # Only the manifest and a reference: payloads are large and stay in the store.
+            # Only the manifest, which holds every file's checksum: payloads stay in the store.
             record = wandb.Artifact(
                 f"{self.labels.stage}-{self.labels.digest[:12]}", type=self.labels.stage
             )
             record.add_file(str(artifact / "manifest.json"))
-            record.add_reference(artifact.resolve().as_uri(), checksum=False, max_objects=1_000_000)
             self.run.log_artifact(record)
         run_id = str(self.run.id)
         self.run.finish(exit_code=exit_code)

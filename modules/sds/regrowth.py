@@ -5,6 +5,7 @@
 learning rate, 200 epochs. Both checkpoint after every epoch, and both resume at the next one.
 """
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,7 @@ def fit(
     Raises:
         KeyboardInterrupt: when interrupted; Lightning would exit with another code.
     """
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # Lightning sets it on import
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / CHECKPOINT
     if activations is None:
