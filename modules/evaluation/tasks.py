@@ -37,21 +37,15 @@ def lastword_items(
     candidates: list[Item] = []
     for document in documents:
         for sentences in _paragraphs(document.text):
-            passage: list[str] = []
-            for sentence in sentences:
-                passage += sentence.split()
-                if len(passage) > max_words:
-                    passage = sentence.split()
-                if not min_words <= len(passage) <= max_words:
-                    continue
-                word = passage[-1].rstrip(".!?")
+            for end in range(1, len(sentences) + 1):
+                passage = _longest_passage(sentences[:end], max_words)
+                word = passage[-1].rstrip(".!?") if len(passage) >= min_words else ""
                 before = {re.sub(r"\W", "", w).lower() for w in passage[:-1]}
                 if re.fullmatch(r"[A-Za-z]{4,}", word) and word.lower() in before:
                     context = " ".join(passage[:-1])
                     candidates.append(
                         {"context": context, "target": f" {word}", "article": document.id}
                     )
-                    passage = []
     return _draw(candidates, count, seed, "lastword")
 
 
@@ -104,6 +98,17 @@ def continuation_items(
 def _paragraphs(text: str) -> list[list[str]]:
     """Sentences of each paragraph."""
     return [_SENTENCE_END.split(line) for line in text.split("\n") if line.strip()]
+
+
+def _longest_passage(sentences: list[str], max_words: int) -> list[str]:
+    """Words of as many of the last sentences as fit into `max_words`."""
+    passage: list[str] = []
+    for sentence in reversed(sentences):
+        words = sentence.split()
+        if len(passage) + len(words) > max_words:
+            break
+        passage = words + passage
+    return passage
 
 
 def _draw(candidates: list[Item], count: int, seed: int, name: str) -> list[Item]:
