@@ -67,7 +67,8 @@ class BlockStream:
 
     def resume(self, index: int, hidden: Tensor) -> None:
         """Stand in front of block `index` with stored (N, T, C) hidden states."""
-        self.index, self.hidden = index, list(hidden.to(self._device).split(self.batch_size))
+        self.index = index
+        self.hidden = list(hidden.to(self._device).split(self.batch_size)) if len(hidden) else []
 
     @torch.no_grad()
     def collect(
@@ -121,7 +122,13 @@ class BlockStream:
         """Send the hidden states through the current block and stand in front of the next."""
         self._run(keep=True)
 
+    def skip(self) -> None:
+        """Stand in front of the next block without running this one; nothing can be collected."""
+        self.index, self.hidden = self.index + 1, []
+
     def _run(self, *, keep: bool) -> None:
+        if not self.hidden:
+            raise RuntimeError("the stream was moved on without its hidden states")
         block, extras = self.blocks[self.index], self._extras[self.index]
         for number, hidden in enumerate(self.hidden):
             output = block(hidden, **extras)

@@ -81,7 +81,7 @@ class HardThresholding:
         target = at.enter(original)
         pull = target @ at.gram
         current = at.enter(start) * mask
-        rate = 1.0 / (2.0 * at.largest)
+        rate = 1.0 / (2.0 * at.largest) if self.steps else 0.0
         previous, done = float("inf"), 0
         floor = float(torch.sum(pull * target))  # F + floor is the squared error, >= 0
         for _ in range(self.steps):

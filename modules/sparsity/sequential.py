@@ -54,9 +54,8 @@ def prune_block(
     record = BlockRecord()
     steps = [[group] for group in stream.groups()] if true_sequential else [stream.groups()]
     for groups in steps:
-        if pruner.statistic is None:
-            statistics: dict[str, Tensor] = {}
-        else:
+        statistics: dict[str, Tensor] = {}
+        if pruner.statistic is not None:
             statistics = stream.collect(pruner.statistic, groups=groups)
         for name in (name for group in groups for name in group):
             original, statistic = layers[name].read().clone(), statistics.get(name)
@@ -71,7 +70,10 @@ def prune_block(
             record.errors[name] = (
                 output_error(original, pruned.weight, statistic) if has_gram else None
             )
-    stream.advance()
+    if pruner.statistic is None:
+        stream.skip()
+    else:
+        stream.advance()
     return record
 
 

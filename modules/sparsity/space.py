@@ -7,6 +7,7 @@ the scaled space is a Wanda-weighted L1, and |W'| is Wanda's score.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -24,12 +25,10 @@ class Coordinates:
     Attributes:
         gram: (C, C) float32 in solver coordinates.
         scale: (C,) float32, d; ones in the raw space and for channels without energy.
-        largest: largest eigenvalue of `gram`, or a safe bound.
     """
 
     gram: Tensor
     scale: Tensor
-    largest: float
 
     @classmethod
     def of(cls, gram: Tensor, space: Space) -> "Coordinates":
@@ -41,7 +40,12 @@ class Coordinates:
             gram = gram / scale / scale[:, None]
         else:
             scale = torch.ones_like(energy)
-        return cls(gram, scale, largest_eigenvalue(gram))
+        return cls(gram, scale)
+
+    @cached_property
+    def largest(self) -> float:
+        """Largest eigenvalue of `gram`, or a safe bound; computed when first asked for."""
+        return largest_eigenvalue(self.gram)
 
     def enter(self, weight: Tensor) -> Tensor:
         """(R, C) weight -> solver coordinates, float32."""

@@ -24,7 +24,7 @@ def save_stream(ctx: StageContext, stream: BlockStream) -> None:
     """Remember the hidden states in front of the current block; call when its results are saved."""
     import torch
 
-    hidden = torch.cat(stream.hidden).cpu()
+    hidden = torch.cat(stream.hidden).cpu() if stream.hidden else torch.empty(0)
     ctx.save_progress(_NAME, {"hidden": hidden, "next_block": torch.tensor(stream.index)})
     ctx.progress(stream.index, len(stream.blocks), "block")
 

@@ -1,0 +1,429 @@
+"""What the SDS report says: names of rows, verdicts on claims, tables and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from effllm.modules.evaluation.bootstrap import (
+    Interval,
+    bootstrap,
+    perplexity_difference,
+    perplexity_interval,
+)
+from effllm.pipelines.reports.figures import COLOURS, figure, write_csv
+from effllm.pipelines.reports.page import Table, Verdict
+from effllm.pipelines.reports.subjects import Subject
+
+BASES = {"magnitude": "Magnitude", "wanda": "Wanda", "sparsegpt": "SparseGPT"}
+VARIANTS = ("prune", "refit", "iht", "redense", "early_exit", "sds", "sds_no_penalty")
+PATTERNS = ("50%", "4:8", "2:4")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model of the report.
+
+    Attributes:
+        subject: what was measured.
+        base: first pruner, or `dense`.
+        variant: what was done after the first pruning; see `describe`.
+        pattern: such as `2:4`; empty for dense.
+        method: name in tables.
+    """
+
+    subject: Subject
+    base: str
+    variant: str
+    pattern: str
+    method: str
+
+
+def describe(subject: Subject) -> Row:
+    """Name a model by its history."""
+    history = subject.history
+    if not history:
+        return Row(subject, "dense", "dense", "", "Dense")
+    prunes = [step for step in history if step["stage"] == "prune"]
+    redense = next((step for step in history if step["stage"] == "redense"), None)
+    adjust = next((step for step in history if step["stage"] == "adjust"), None)
+    base = prunes[0]["pruner"] if prunes else "sparsegpt"
+    pattern = prunes[0]["pattern"] if prunes else ""
+    name = BASES[base]
+    if redense is None:
+        if adjust is None:
+            return Row(subject, base, "prune", pattern, name)
+        kind = "iht" if adjust["steps"] else "refit"
+        return Row(subject, base, kind, pattern, f"{name} + {'IHT' if kind == 'iht' else 'refit'}")
+    marks = []
+    if redense["start"] == "dense":
+        marks.append("started dense (S-DS)")
+    if redense["inputs"] != "sparse":
+        marks.append({"dense": "DD inputs", "distilled": "KD inputs"}[redense["inputs"]])
+    if not redense["l1_weight"] and not redense["l2_weight"]:
+        marks.append("no L1/L2")
+    if adjust is not None and not adjust["refit_steps"]:
+        marks.append("no final least squares")
+    suffix = f", {', '.join(marks)}" if marks else ""
+    dense_again = len(prunes) < (2 if redense["start"] == "sparse" else 1)
+    if dense_again:
+        kind, title = "redense", f"{name}, re-dense only (D{suffix})"
+    elif adjust is None:
+        kind, title = "early_exit", f"SDS early exit ({name}{suffix})"
+    else:
+        kind, title = "sds", f"SDS ({name}{suffix})"
+    return Row(subject, base, kind + ("_variant" if marks else ""), pattern, title)
+
+
+def order(row: Row) -> tuple[int, int, int, str]:
+    """Dense, then one-shot, refit, IHT, re-dense, early exit, SDS, variants; bases inside."""
+    variants = ["dense", "prune", "refit", "iht", "redense", "early_exit", "sds"]
+    place = variants.index(row.variant) if row.variant in variants else len(variants)
+    bases = ["dense", *BASES]
+    patterns = ["", *PATTERNS]
+    pattern = patterns.index(row.pattern) if row.pattern in patterns else len(patterns)
+    return pattern, place, bases.index(row.base), row.method
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything needed to compare rows with intervals."""
+
+    rows: list[Row]
+    resamples: int
+
+    def find(self, base: str, variant: str, pattern: str = "2:4") -> Row | None:
+        """The one row with these properties, or None."""
+        wanted = (base, variant, "" if base == "dense" else pattern)
+        return next((r for r in self.rows if (r.base, r.variant, r.pattern) == wanted), None)
+
+    def perplexity(self, row: Row, role: str = "test") -> Interval:
+        """Perplexity with its interval over windows."""
+        return perplexity_interval(row.subject.examples[role], resamples=self.resamples)
+
+    def difference(self, row: Row, other: Row, role: str = "test") -> Interval:
+        """Paired difference of perplexity, row minus other; negative is better."""
+        return perplexity_difference(
+            row.subject.examples[role], other.subject.examples[role], resamples=self.resamples
+        )
+
+    def relative(self, row: Row, other: Row, role: str = "test") -> Interval:
+        """Paired relative change of perplexity in percent; negative is better."""
+        difference = row.subject.examples[role] - other.subject.examples[role]
+        return bootstrap(
+            difference, transform=lambda m: 100 * (np.exp(m) - 1), resamples=self.resamples
+        )
+
+    def accuracy(self, row: Row, task: str) -> Interval:
+        """Accuracy in percent with its interval over items."""
+        return bootstrap(100 * row.subject.examples[task], resamples=self.resamples)
+
+    def mean_accuracy_difference(self, row: Row, other: Row) -> Interval:
+        """Paired difference of the mean accuracy over tasks, in points; positive is better."""
+        tasks = [task for task in row.subject.tasks if task in other.subject.tasks]
+        arms = [row.subject.examples[t] - other.subject.examples[t] for t in tasks]
+        if len({len(arm) for arm in arms}) == 1:
+            return bootstrap(100 * np.mean(arms, axis=0), resamples=self.resamples)
+        draws = [bootstrap(100 * arm, resamples=self.resamples) for arm in arms]
+        spread = np.sqrt(sum(((one.high - one.low) / 2) ** 2 for one in draws)) / len(draws)
+        mean = float(np.mean([one.value for one in draws]))
+        return Interval(mean, mean - spread, mean + spread)
+
+
+def verdict(claim: str, interval: Interval, evidence: str, *, better: str = "lower") -> Verdict:
+    """Reproduced if the interval lies wholly on the claimed side of zero."""
+    good = interval.high < 0 if better == "lower" else interval.low > 0
+    outcome = "reproduced" if good else "inconclusive"
+    if not good and interval.excludes_zero:
+        outcome = "not reproduced"
+    return Verdict(claim, outcome, evidence)
+
+
+def verdicts(data: Comparison) -> list[Verdict]:
+    """One verdict per claim and base, from paired differences on test text."""
+    found: list[Verdict] = []
+    for base, name in BASES.items():
+        pruned, sds = data.find(base, "prune"), data.find(base, "sds")
+        if pruned is None or sds is None:
+            continue
+        change = data.relative(sds, pruned)
+        found.append(
+            verdict(
+                f"SDS lowers perplexity over one-shot {name} at 2:4.",
+                change,
+                f"Test perplexity {signed(change)} % (95 % interval, paired by window).",
+            )
+        )
+        if sds.subject.tasks and pruned.subject.tasks:
+            gain = data.mean_accuracy_difference(sds, pruned)
+            found.append(
+                verdict(
+                    f"SDS raises accuracy over one-shot {name} at 2:4.",
+                    gain,
+                    f"Mean of {len(sds.subject.tasks)} tasks {signed(gain)} points (paired by item).",
+                    better="higher",
+                )
+            )
+        for kind, title in (("refit", "refit of the first mask"), ("iht", "soft mask without re-dense")):
+            control = data.find(base, kind)
+            if control is None:
+                continue
+            change = data.relative(sds, control)
+            found.append(
+                verdict(
+                    f"The re-dense step earns its place: SDS beats {name} + {title}.",
+                    change,
+                    f"Our control, not in the paper. Test perplexity of SDS against it "
+                    f"{signed(change)} %; {seconds(sds)} against {seconds(control)}.",
+                )
+            )
+        early = data.find(base, "early_exit")
+        if early is not None:
+            change = data.relative(early, pruned)
+            found.append(
+                verdict(
+                    f"Early exit (pruning the re-dense model, no adjustment) already beats {name}.",
+                    change,
+                    f"Test perplexity {signed(change)} %.",
+                )
+            )
+        redense, dense = data.find(base, "redense"), data.find("dense", "dense")
+        if redense is not None and dense is not None:
+            change = data.relative(redense, dense)
+            near = Interval(change.value - 5, change.low - 5, change.high - 5)
+            found.append(
+                verdict(
+                    f"The re-dense model is nearly as good as the original (within 5 %; {name}).",
+                    near,
+                    f"Test perplexity {signed(change)} % over dense; the paper has +1.0 % on "
+                    "OPT-125M. The bound of 5 % is ours.",
+                )
+            )
+    return found
+
+
+def main_table(data: Comparison) -> Table:
+    """Test perplexity of every method in every pattern, with intervals."""
+    patterns = [p for p in PATTERNS if any(row.pattern == p for row in data.rows)]
+    patterns += sorted({r.pattern for r in data.rows if r.pattern} - set(patterns))
+    methods = list(dict.fromkeys(row.method for row in sorted(data.rows, key=order_in_table)))
+    rows, strong = [], set()
+    for index, method in enumerate(methods):
+        mine = {row.pattern: row for row in data.rows if row.method == method}
+        cells = [method]
+        for pattern in patterns:
+            row = mine.get(pattern) or mine.get("")
+            cells.append(with_interval(data.perplexity(row)) if row else "")
+        rows.append(cells)
+        if next(iter(mine.values())).variant == "sds":
+            strong.add(index)
+    return Table(
+        ["Test perplexity", *patterns],
+        rows,
+        note="95 % bootstrap intervals over windows in brackets; lower is better. Empty: not run at "
+        "this scale.",
+        strong=frozenset(strong),
+    )
+
+
+def order_in_table(row: Row) -> tuple[int, int, str]:
+    """Order of methods whatever the pattern: by variant, then by base."""
+    _, place, base, method = order(row)
+    return place, base, method
+
+
+def detail_table(data: Comparison, pattern: str) -> Table:
+    """All metrics of one pattern."""
+    rows = [r for r in data.rows if r.pattern in ("", pattern)]
+    tasks = list(dict.fromkeys(task for row in rows for task in row.subject.tasks))
+    body, strong = [], set()
+    for row in sorted(rows, key=order_in_table):
+        pruned = data.find(row.base, "prune", pattern)
+        cells = [row.method, with_interval(data.perplexity(row))]
+        changed = pruned is not None and row is not pruned
+        cells.append(signed(data.relative(row, pruned)) if changed and pruned else "")
+        cells.append(number(data.perplexity(row, "heldout").value))
+        for task in tasks:
+            known = task in row.subject.examples
+            cells.append(with_interval(data.accuracy(row, task), 1) if known else "")
+        error = row.subject.layer_error
+        cells += ["" if error is None else f"{error:.4f}", seconds(row)]
+        if row.variant == "sds":
+            strong.add(len(body))
+        body.append(cells)
+    columns = ["Method", "Test ppl", "vs one-shot, %", "Held-out ppl"]
+    columns += [f"{task.split('_', 1)[-1]}, %" for task in tasks] + ["Layer error", "Time"]
+    return Table(
+        columns,
+        body,
+        note="vs one-shot: paired relative change of test perplexity against the same base pruner. "
+        "Layer error: mean relative output error on the dense model's held-out inputs, the same "
+        "for all rows. Time: all stages that made the model, without import and evaluation.",
+        strong=frozenset(strong),
+    )
+
+
+def paper_table() -> Table:
+    """The paper's figures, labelled as such."""
+    return Table(
+        ["The paper's figures (not comparable)", "Pattern", "Dense", "Base", "SDS", "Source"],
+        [
+            ["OPT-125M, SparseGPT", "2:4", "27.66", "60.43", "51.30", "body, second-hand"],
+            ["OPT-125M, Wanda", "2:4", "27.66", "82.47", "59.17", "body, second-hand"],
+            ["OPT-350M, SparseGPT", "50%", "22.00", "31.58", "29.36", "COLING, second-hand"],
+            ["LLaMA-3-8B, SparseGPT", "2:4", "", "17.88", "15.43", "COLING, second-hand"],
+            ["LLaMA-3-8B, Wanda", "2:4", "", "24.29", "19.13", "COLING, second-hand"],
+        ],
+        note="Raw WikiText-2 perplexity, C4 calibration 128 x 2048 (arXiv 2408.10473 and COLING "
+        "2025). Another model, text and context than ours: read directions, not values.",
+    )
+
+
+def result_rows(data: Comparison, paper: str, seed: int) -> list[dict[str, Any]]:
+    """Rows of `results.json`: `{paper, method, pattern, seed, metrics, intervals, n, artifact}`."""
+    found = []
+    for row in sorted(data.rows, key=order):
+        subject = row.subject
+        metrics: dict[str, float | None] = {
+            "layer_error": subject.layer_error,
+            "seconds": subject.seconds,
+        }
+        intervals, n = {}, {}
+        for role, protocol in subject.protocols.items():
+            interval = data.perplexity(row, role)
+            key = f"{role}/{protocol}/ppl"
+            metrics[key], n[key] = interval.value, len(subject.examples[role])
+            intervals[key] = [interval.low, interval.high]
+        for task in subject.tasks:
+            interval = data.accuracy(row, task)
+            metrics[f"{task}/acc"], n[f"{task}/acc"] = interval.value, len(subject.examples[task])
+            intervals[f"{task}/acc"] = [interval.low, interval.high]
+        found.append(
+            {
+                "paper": paper,
+                "method": row.method,
+                "pattern": row.pattern,
+                "seed": seed,
+                "metrics": metrics,
+                "intervals": intervals,
+                "n": n,
+                "artifact": subject.label,
+            }
+        )
+    return found
+
+
+def draw_perplexity(data: Comparison, folder: Path, pattern: str) -> None:
+    """Test perplexity of every method of a pattern, with intervals."""
+    rows = sorted((r for r in data.rows if r.pattern == pattern), key=order_in_table)
+    dense = data.find("dense", "dense")
+    drawn = [(row, data.perplexity(row)) for row in rows if row.variant != "redense"]
+    with figure(folder, "perplexity", size=(8.5, 0.42 * len(drawn) + 1.2)) as axes:
+        for place, (row, interval) in enumerate(reversed(drawn)):
+            colour = COLOURS[list(BASES).index(row.base)]
+            axes.plot([interval.low, interval.high], [place, place], color=colour, linewidth=2)
+            filled = colour if row.variant.startswith("sds") else "white"
+            axes.plot(interval.value, place, "o", color=colour, markerfacecolor=filled, markersize=8)
+        axes.set_yticks(range(len(drawn)), [row.method for row, _ in reversed(drawn)])
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("{x:g}")
+        axes.tick_params(axis="x", which="minor", labelsize=9)
+        if dense is not None:
+            value = data.perplexity(dense).value
+            axes.axvline(value, color="#7f7f7f", linestyle="--", linewidth=1)
+            axes.annotate(" dense", (value, len(drawn) - 0.6), color="#5b6675", fontsize=9)
+        axes.set_xlabel("test perplexity (log scale), 95 % interval over windows")
+    write_csv(
+        folder,
+        "perplexity",
+        [{"method": r.method, "ppl": i.value, "low": i.low, "high": i.high} for r, i in drawn],
+    )
+
+
+def draw_histograms(data: Comparison, folder: Path, base: str, pattern: str) -> bool:
+    """Weights of one layer along W0, S1, D, S3: the paper's picture. False if rows are missing."""
+    stages = [("dense", "W0, dense"), ("prune", "S1, pruned"), ("redense", "D, re-dense"),
+              ("sds", "S3, SDS")]  # fmt: skip
+    rows = [(data.find("dense" if v == "dense" else base, v, pattern), t) for v, t in stages]
+    shown = [(row.subject.histogram, title) for row, title in rows if row is not None]
+    if len(shown) < len(stages) or any(histogram is None for histogram, _ in shown):
+        return False
+    table = []
+    with figure(folder, "weights", size=(10, 2.9), panels=4, sharey=True) as axes:
+        for axis, (histogram, title) in zip(axes, shown, strict=True):
+            assert histogram is not None
+            counts = np.array(histogram["counts"], dtype=float)
+            share = counts / counts.sum()
+            edges = np.linspace(-histogram["limit"], histogram["limit"], len(counts) + 1)
+            centres = (edges[1:] + edges[:-1]) / 2
+            axis.fill_between(centres, 0, 100 * share, step="mid", color=COLOURS[0])
+            # Exact zeros fill one bin; it is cut so that the rest can be seen.
+            axis.set_ylim(0, 4.0)
+            if 100 * share.max() > 4.0:
+                axis.text(0.03, 0.88, f"{100 * share.max():.0f} % at zero", fontsize=9,
+                          transform=axis.transAxes)  # fmt: skip
+            axis.set_title(title, fontsize=11)
+            axis.set_xlabel("weight")
+            table += [
+                {"stage": title, "weight": float(x), "share": float(y)}
+                for x, y in zip(centres, share, strict=True)
+            ]
+        axes[0].set_ylabel("% of weights")
+    write_csv(folder, "weights", table)
+    return True
+
+
+def draw_layer_errors(data: Comparison, folder: Path, base: str, pattern: str) -> bool:
+    """Layer error by decoder block. False if there are no rows to draw."""
+    kinds = [("prune", "S1, one-shot"), ("refit", "S1 + refit"), ("early_exit", "S2, early exit"),
+             ("sds", "S3, SDS")]  # fmt: skip
+    rows = [(data.find(base, kind, pattern), title) for kind, title in kinds]
+    drawn = [(row, title) for row, title in rows if row is not None and row.subject.layers]
+    if not drawn:
+        return False
+    table = []
+    with figure(folder, "layer_errors", size=(8.5, 3.4)) as axes:
+        for colour, (row, title) in zip(COLOURS, drawn, strict=False):
+            blocks = sorted({entry["block"] for entry in row.subject.layers})
+            means = [
+                float(np.mean([e["error"] for e in row.subject.layers if e["block"] == block]))
+                for block in blocks
+            ]
+            axes.plot(blocks, means, "o-", markersize=3.5, color=colour, label=title)
+            table += [
+                {"model": title, "block": b, "error": e} for b, e in zip(blocks, means, strict=True)
+            ]
+        axes.set_xlabel("decoder block")
+        axes.set_ylabel("relative output error")
+        axes.set_ylim(bottom=0)
+        axes.legend()
+    write_csv(folder, "layer_errors", table)
+    return True
+
+
+def number(value: float) -> str:
+    """Four figures at most, never in exponents below a million."""
+    if not np.isfinite(value) or value >= 1e6:
+        return f"{value:.2e}"
+    return f"{value:.2f}" if value < 100 else f"{value:.1f}" if value < 1000 else f"{value:,.0f}"
+
+
+def with_interval(interval: Interval, digits: int | None = None) -> str:
+    """`34.2 [33.1, 35.6]`."""
+    show: Callable[[float], str] = number if digits is None else lambda v: f"{v:.{digits}f}"
+    return f"{show(interval.value)} [{show(interval.low)}, {show(interval.high)}]"
+
+
+def signed(interval: Interval) -> str:
+    """`-9.1 [-10.2, -8.0]`."""
+    return f"{interval.value:+.1f} [{interval.low:+.1f}, {interval.high:+.1f}]"
+
+
+def seconds(row: Row) -> str:
+    """Time that a model took to make."""
+    return f"{row.subject.seconds:.0f} s"

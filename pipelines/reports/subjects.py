@@ -1,0 +1,105 @@
+"""Gather what was measured of each model from a set of results.
+
+The rows of a report are models. Which model a result measured, how that model was made and what
+it cost are facts of the manifests, not of names: results are grouped by the checkpoint they
+measured, and a checkpoint's cost is the time of all stages that it was made by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from effllm.pipelines.artifacts import Artifact, Predictions
+
+# Stages that every model shares; they are not part of what a method costs.
+_SHARED = frozenset({"import_model", "import_text", "make_windows"})
+
+Values = NDArray[np.float64]
+
+
+@dataclass
+class Subject:
+    """One model and all that was measured of it.
+
+    Attributes:
+        label: `<stage>/<digest12>` of its checkpoint.
+        history: what was done to it, oldest first, without the import.
+        examples: set name -> values per example, in the order of the examples' ids.
+        layers: rows of the layer comparison, if there is one.
+        histogram: the drawn layer's weights, if there is one.
+        protocols: role (heldout, test) -> protocol of the windows.
+        seconds: time of all stages that made it.
+    """
+
+    label: str
+    history: list[dict[str, Any]]
+    examples: dict[str, Values] = field(default_factory=dict)
+    layers: list[dict[str, Any]] = field(default_factory=list)
+    histogram: dict[str, Any] | None = None
+    protocols: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def layer_error(self) -> float | None:
+        """Mean relative output error on the original's held-out inputs."""
+        return sum(row["error"] for row in self.layers) / len(self.layers) if self.layers else None
+
+    @property
+    def tasks(self) -> list[str]:
+        """Names of the tasks that were run."""
+        return [name for name in self.examples if name not in ("heldout", "test")]
+
+
+def gather_subjects(results: Iterable[Artifact]) -> list[Subject]:
+    """All measured models, in the order of their histories."""
+    everything = list(results)
+    manifests = {artifact.label: artifact.manifest for artifact in everything}
+    subjects: dict[str, Subject] = {}
+    for artifact in everything:
+        if not isinstance(artifact, Predictions):
+            continue
+        facts = artifact.subject
+        label = facts["checkpoint"]
+        subject = subjects.setdefault(
+            label, Subject(label, facts["history"][1:], seconds=making_seconds(label, manifests))
+        )
+        _add(subject, artifact)
+    return sorted(subjects.values(), key=lambda one: (len(one.history), str(one.history)))
+
+
+def _add(subject: Subject, artifact: Predictions) -> None:
+    rows = artifact.rows()
+    stage = artifact.manifest["stage"]
+    if stage == "compare_layers":
+        subject.layers = rows
+        subject.histogram = artifact.read_json("histogram.json")
+        return
+    value = "nll" if stage == "perplexity" else "correct"
+    for name in dict.fromkeys(row["set"] for row in rows):
+        chosen = sorted((row for row in rows if row["set"] == name), key=lambda row: row["id"])
+        subject.examples[name] = np.array([row[value] for row in chosen], dtype=np.float64)
+        if stage == "perplexity":
+            subject.protocols[name] = chosen[0]["protocol"]
+
+
+def making_seconds(label: str, manifests: Mapping[str, Mapping[str, Any]]) -> float:
+    """Seconds of all stages behind a checkpoint, each once, without what every model shares."""
+    seen: set[str] = set()
+    pending = [label]
+    while pending:
+        one = pending.pop()
+        if one in seen or one not in manifests:
+            continue
+        seen.add(one)
+        for value in manifests[one]["inputs"].values():
+            pending += value if isinstance(value, list) else [value]
+    return sum(
+        float(manifests[one]["timing"]["seconds"])
+        for one in seen
+        if manifests[one]["stage"] not in _SHARED
+    )
