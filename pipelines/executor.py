@@ -87,6 +87,7 @@ class Run:
         Raises:
             EffLLMError: the first failure, with `on_error=stop`; otherwise after all else is done.
         """
+        self.store.require_writable()
         statuses = plan_statuses(self.instances, self.store, self.options)
         needed = [one for one in self.instances if statuses[one.name] == "run"]
         for instance in self.instances:

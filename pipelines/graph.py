@@ -2,8 +2,9 @@
 
 `pipeline` is a tree: a node with `_target_` is a stage instance, any other mapping a scope that
 groups instances under a dotted name. An input names an instance; it is looked up in the scope of
-the instance that uses it, then in the scopes around it. The `inputs` of a scope are aliases: in
-`measure: {inputs: {subject: refit}, …}` the stages of `measure` know `refit` as `subject`. Everything here is cheap: stage classes
+the instance that uses it, then in the scopes around it. A scope with `each` is a template: its
+stages are repeated for every instance that a pattern of `each` matches, below that instance's
+name, and know it as `subject`. Everything here is cheap: stage classes
 are imported, nothing is built, torch is not needed.
 """
 
@@ -74,15 +75,14 @@ def build_graph(pipeline: Mapping[str, Any], store: Store) -> list[Instance]:
         ConfigError: unknown class or field, or a missing value; all that were found.
         GraphError: unknown inputs, cycles, or kinds that do not fit.
     """
-    aliases: dict[str, str] = {}
-    raw = _flatten(pipeline, "", aliases)
+    raw = _expand(*_flatten(pipeline, ""))
     if not raw:
         raise GraphError("the pipeline has no stages; does the paper file list any?")
     problems: list[str] = []
     instances: dict[str, Instance] = {}
     for name, config in raw.items():
         try:
-            instances[name] = _instance(name, config, list(raw), aliases)
+            instances[name] = _instance(name, config, list(raw))
         except EffLLMError as error:
             problems.append(str(error))
     if problems:
@@ -94,28 +94,48 @@ def build_graph(pipeline: Mapping[str, Any], store: Store) -> list[Instance]:
     return ordered
 
 
-def _flatten(
-    node: Mapping[str, Any], prefix: str, aliases: dict[str, str]
-) -> dict[str, dict[str, Any]]:
-    """Stage nodes by dotted name; the scopes' aliases, also by dotted name, go to `aliases`."""
-    found: dict[str, dict[str, Any]] = {}
+Nodes = dict[str, dict[str, Any]]
+
+
+def _flatten(node: Mapping[str, Any], prefix: str) -> tuple[Nodes, Nodes]:
+    """Stage nodes and templates by dotted name."""
+    stages: Nodes = {}
+    templates: Nodes = {}
     for key, value in node.items():
         name = f"{prefix}{key}"
-        if key == "inputs" and isinstance(value, Mapping):
-            aliases.update({f"{prefix}{alias}": str(wanted) for alias, wanted in value.items()})
-            continue
         if not isinstance(value, Mapping):
             raise ConfigError(f"pipeline.{name}: expected a stage or a scope, found {value!r}")
         if "_target_" in value:
-            found[name] = dict(value)
+            stages[name] = dict(value)
+        elif "each" in value:
+            templates[name] = dict(value)
         else:
-            found.update(_flatten(value, f"{name}.", aliases))
-    return found
+            for found, more in zip((stages, templates), _flatten(value, f"{name}."), strict=True):
+                found.update(more)
+    return stages, templates
 
 
-def _instance(
-    name: str, config: dict[str, Any], names: list[str], aliases: dict[str, str]
-) -> Instance:
+def _expand(stages: Nodes, templates: Nodes) -> Nodes:
+    """All stage nodes, templates repeated for each of their subjects."""
+    expanded = dict(stages)
+    for name, template in templates.items():
+        repeated, nested = _flatten({k: v for k, v in template.items() if k != "each"}, "")
+        if nested:
+            raise ConfigError(f"pipeline.{name}: a template cannot hold another template")
+        for subject in _match(name, "each", template["each"], list(stages)):
+            for key, config in repeated.items():
+                inputs = {
+                    slot: subject if wanted == "subject" else wanted
+                    for slot, wanted in (config.get("inputs") or {}).items()
+                }
+                if f"{subject}.{key}" in expanded:
+                    raise GraphError(f"pipeline.{name}: {subject}.{key} exists already")
+                expanded[f"{subject}.{key}"] = {**config, "inputs": inputs}
+    return expanded
+
+
+def _instance(name: str, config: dict[str, Any], names: list[str]) -> Instance:
+    config = dict(config)
     target = config.pop("_target_")
     inputs = config.pop("inputs", None) or {}
     cls = load_stage(target, name)
@@ -147,7 +167,7 @@ def _instance(
         if many:
             links[slot] = _match(name, slot, wanted, names)
         else:
-            links[slot] = [_lookup(name, slot, str(wanted), names, aliases)]
+            links[slot] = [_lookup(name, slot, str(wanted), names)]
     return Instance(name, target, cls, config, links)
 
 
@@ -167,15 +187,13 @@ def load_stage(target: str, where: str) -> type[Stage]:
     return cls
 
 
-def _lookup(name: str, slot: str, wanted: str, names: list[str], aliases: dict[str, str]) -> str:
+def _lookup(name: str, slot: str, wanted: str, names: list[str]) -> str:
     if wanted.startswith(ARTIFACT_PREFIX):
         return wanted
     scope = name
     while scope:
         scope = scope.rpartition(".")[0]
         candidate = f"{scope}.{wanted}" if scope else wanted
-        if candidate in aliases:  # looked up from outside the scope that gives the alias
-            return _lookup(scope, slot, aliases[candidate], names, aliases)
         if candidate in names and candidate != name:
             return candidate
     raise GraphError(f"{name}.inputs.{slot}: no stage {wanted!r}; there are {', '.join(names)}")

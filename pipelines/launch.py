@@ -19,7 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from effllm.modules.errors import ConfigError
+from effllm.modules.errors import ArtifactError, ConfigError
 from effllm.pipelines import schema
 from effllm.pipelines.artifacts import Report
 from effllm.pipelines.display import Display
@@ -44,6 +44,11 @@ def run_command(arguments: Sequence[str]) -> int:
         _hydra_main()
     except (HydraException, OmegaConfBaseException) as error:
         raise _one_line(error) from error
+    except OSError as error:  # Hydra makes the run folder before we are asked
+        raise ArtifactError(
+            f"cannot write to {error.filename} ({error.strerror}); free some space or choose "
+            "another folder with paths.outputs=…"
+        ) from error
     return 0
 
 

@@ -9,7 +9,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,28 +90,36 @@ class Store:
             refuse_damage(folder, manifest, verify_payload(folder, manifest, hash_all=False))
         return manifest
 
-    @contextmanager
-    def lock(self, stage: str, digest: str, waiting: Any = None) -> Iterator[None]:
-        """Hold the right to produce a result; `waiting()` is called once if another holds it.
+    def require_writable(self) -> None:
+        """Refuse an output folder that cannot be written to, before any work is done.
 
         Raises:
-            ArtifactError: if the output folder cannot be written to.
+            ArtifactError: names the folder and the option that chooses another.
         """
-        path = self.root / "locks" / f"{stage}-{digest[:DIGEST_LENGTH]}.lock"
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(path)
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                if waiting is not None:
-                    waiting()
-                lock.acquire()
+            (self.root / "locks").mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.root / "locks"):
+                pass
         except OSError as error:
             raise ArtifactError(
                 f"cannot write to {self.root} ({error.strerror}); choose a folder with "
                 "paths.outputs=…"
             ) from error
+
+    @contextmanager
+    def lock(
+        self, stage: str, digest: str, waiting: Callable[[], None] | None = None
+    ) -> Iterator[None]:
+        """Hold the right to produce a result; `waiting()` is called once if another holds it."""
+        path = self.root / "locks" / f"{stage}-{digest[:DIGEST_LENGTH]}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if waiting is not None:
+                waiting()
+            lock.acquire()
         try:
             yield
         finally:

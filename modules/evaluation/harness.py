@@ -4,7 +4,9 @@ The harness scores each (context, continuation) pair in a sequence of its own, s
 four choices reads its context four times. Here a context is read once and its continuations hang
 on it as branches: a 4-D attention mask hides the branches from each other and position ids count
 along each branch. Output logits are computed for continuation tokens only. The numbers are those
-of the harness's own path up to rounding; a test holds both together.
+of the harness's own path up to rounding; a test holds both together. Models whose attention
+windows are shorter than the longest input take the harness's own path: the given mask would
+replace their windows.
 """
 
 from collections.abc import Callable, Sequence
@@ -123,7 +125,10 @@ class BranchingLM(HFLM):
         )
         self.branch_batch = batch_size
         self.progress = progress
-        self._check_model()
+        window = getattr(pretrained.config, "sliding_window", None)
+        self.shares_prefixes = window is None or window >= max_length
+        if self.shares_prefixes:
+            self._check_model()
 
     @torch.no_grad()
     def _loglikelihood_tokens(
@@ -133,6 +138,8 @@ class BranchingLM(HFLM):
         override_bs: int | None = None,
     ) -> list[tuple[float, bool]]:
         """Log-likelihood and greedy match per request, in the order of the requests."""
+        if not self.shares_prefixes:
+            return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)  # type: ignore[arg-type]
         del disable_tqdm, override_bs
         trees: dict[tuple[int, ...], list[int]] = {}
         for number, (_, context, continuation) in enumerate(requests):

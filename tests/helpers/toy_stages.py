@@ -1,0 +1,108 @@
+"""Stages that take no time, for tests of the engine."""
+
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from effllm.modules.errors import NumericalError
+from effllm.pipelines.artifacts import Artifact, Predictions, write_json, write_rows
+from effllm.pipelines.stage import Many, Stage
+
+
+class Numbers(Artifact):
+    """A JSON list of numbers."""
+
+    kind = "numbers"
+
+    @property
+    def values(self):
+        return self.read_json("numbers.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Count(Stage):
+    """The first `size` numbers, drawn with a seed."""
+
+    OUTPUT: ClassVar = Numbers
+    VOLATILE: ClassVar = frozenset({"workers"})
+
+    size: int
+    seed: int = 0
+    workers: int = 1
+
+    def run(self, ctx):
+        import torch
+
+        numbers = torch.rand(self.size, generator=ctx.generator("numbers")).tolist()
+        write_json(ctx.workdir / "numbers.json", numbers)
+        return {"size": self.size}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale(Stage):
+    """Multiply by a factor."""
+
+    INPUTS: ClassVar = {"numbers": Numbers}
+    OUTPUT: ClassVar = Numbers
+
+    factor: float
+
+    def run(self, ctx):
+        numbers = [self.factor * value for value in ctx.input("numbers", Numbers).values]
+        write_json(ctx.workdir / "numbers.json", numbers)
+        return {"sum": sum(numbers)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collect(Stage):
+    """One row per input."""
+
+    INPUTS: ClassVar = {"numbers": Many(Numbers)}
+    OUTPUT: ClassVar = Predictions
+
+    def run(self, ctx):
+        rows = [{"sum": sum(a.values)} for a in ctx.input_list("numbers", Numbers)]
+        write_rows(ctx.workdir / "predictions.jsonl", rows)
+        return {"rows": len(rows)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stepwise(Stage):
+    """Adds one number per step and stores progress; dies at a step if a file `<fault>` exists.
+
+    The fault file holds `<kind> <step>`; kinds are kill (SIGKILL), interrupt, error, disk.
+    Every step that is computed leaves a line in the file `<fault>.steps`.
+    """
+
+    OUTPUT: ClassVar = Numbers
+    VOLATILE: ClassVar = frozenset({"fault"})
+
+    steps: int
+    fault: str
+
+    def run(self, ctx):
+        import torch
+
+        fault = Path(self.fault)
+        kind, _, place = fault.read_text().partition(" ") if fault.exists() else ("", "", "-1")
+        for step in range(self.steps):
+            if ctx.load_progress(f"step-{step}") is not None:
+                continue
+            if step == int(place):
+                (ctx.workdir / "half-written.json").write_text("{")
+                if kind == "kill":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                elif kind == "interrupt":
+                    raise KeyboardInterrupt
+                elif kind == "disk":
+                    raise OSError(28, "No space left on device")
+                raise NumericalError(f"step {step} is not finite")
+            with Path(f"{self.fault}.steps").open("a") as record:
+                record.write(f"{step}\n")
+            ctx.save_progress(f"step-{step}", {"value": torch.tensor([float(step)])})
+            ctx.progress(step + 1, self.steps, "step")
+        values = [float(ctx.load_progress(f"step-{step}")["value"]) for step in range(self.steps)]
+        write_json(ctx.workdir / "numbers.json", values)
+        return {}

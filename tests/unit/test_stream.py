@@ -1,0 +1,180 @@
+"""Streaming a model block by block equals running it whole; pruning propagates."""
+
+import pytest
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from effllm.modules.errors import ConfigError, NumericalError, UnsupportedModelError
+from effllm.modules.modeling.blocks import (
+    LinearLayer,
+    decoder_blocks,
+    linear_layers,
+    prunable_layers,
+)
+from effllm.modules.modeling.stream import BlockStream
+from effllm.modules.modeling.tiny import VOCABULARY, tiny_model
+from effllm.modules.sparsity.gram import Gram
+from effllm.modules.sparsity.patterns import Grouped, Unstructured
+from effllm.modules.sparsity.pruners import Magnitude, SparseGPT, Wanda
+from effllm.modules.sparsity.sequential import check_pattern, prune_block
+
+TWO_OF_FOUR = Grouped(keep=2, group=4)
+
+
+@pytest.fixture
+def windows(generator):
+    return torch.randint(3, VOCABULARY, (5, 24), generator=generator)
+
+
+def block_inputs(model, windows):
+    """Inputs of every block, and outputs of the last, from the model's own forward pass."""
+    seen, handles = [], []
+    blocks = decoder_blocks(model)
+    for block in blocks:
+        handles.append(block.register_forward_pre_hook(lambda _, args: seen.append(args[0])))
+    last = lambda _, args, out: seen.append(out[0] if isinstance(out, tuple) else out)  # noqa: E731
+    handles.append(blocks[-1].register_forward_hook(last))
+    with torch.no_grad():
+        model(windows, use_cache=False)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_streaming_equals_the_whole_model(any_model, windows, batch_size):
+    expected = block_inputs(any_model, windows)
+    stream = BlockStream(any_model, windows, batch_size)
+    for index in range(len(stream.blocks)):
+        torch.testing.assert_close(torch.cat(stream.hidden), expected[index], rtol=1e-5, atol=1e-5)
+        stream.advance()
+    torch.testing.assert_close(torch.cat(stream.hidden), expected[-1], rtol=1e-5, atol=1e-5)
+
+
+def test_collecting_leaves_no_trace(any_model, windows):
+    before = any_model(windows).logits
+    stream = BlockStream(any_model, windows, 2)
+    stream.collect(Gram)
+    assert stream.index == 0
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in any_model.modules())
+    assert torch.equal(any_model(windows).logits, before)
+
+
+def test_layers_with_the_same_input_are_grouped(windows):
+    groups = {
+        family: BlockStream(tiny_model(family), windows, 2).groups()
+        for family in ("llama", "opt", "gpt2")
+    }
+    attention = [f"self_attn.{name}_proj" for name in "qkv"]
+    assert [sorted(group) for group in groups["llama"]] == [
+        sorted(attention),
+        ["self_attn.o_proj"],
+        ["mlp.gate_proj", "mlp.up_proj"],
+        ["mlp.down_proj"],
+    ]
+    assert len(groups["opt"]) == 4 and len(groups["opt"][0]) == 3
+    assert groups["gpt2"] == [["attn.c_attn"], ["attn.c_proj"], ["mlp.c_fc"], ["mlp.c_proj"]]
+
+
+def test_statistics_do_not_depend_on_the_batches(any_model, windows):
+    grams = [BlockStream(any_model, windows, size).collect(Gram) for size in (1, 5)]
+    for name, gram in grams[0].items():
+        torch.testing.assert_close(grams[1][name], gram, rtol=1e-4, atol=1e-5)
+
+
+def test_the_second_block_sees_the_pruned_first_block(windows):
+    model = tiny_model("llama")
+    dense = BlockStream(model, windows, 2).collect(Gram, advance=True)
+    stream = BlockStream(model, windows, 2)
+    prune_block(stream, SparseGPT(), TWO_OF_FOUR)
+    second = stream.collect(Gram)["self_attn.q_proj"]
+    # The same pruned model, streamed afresh.
+    fresh = BlockStream(model, windows, 2)
+    fresh.advance()
+    torch.testing.assert_close(fresh.collect(Gram)["self_attn.q_proj"], second)
+    untouched = BlockStream(tiny_model("llama"), windows, 2)
+    untouched.advance()
+    other = untouched.collect(Gram)["self_attn.q_proj"]
+    assert float((other - second).norm() / second.norm()) > 0.01
+    assert dense.keys() == {layer.name for layer in stream.layers()}
+
+
+def test_true_sequential_measures_after_the_layers_before(windows):
+    results = {}
+    for true_sequential in (False, True):
+        model = tiny_model("llama")
+        stream = BlockStream(model, windows, 5)
+        prune_block(stream, SparseGPT(), TWO_OF_FOUR, true_sequential=true_sequential)
+        results[true_sequential] = {k: v.read().clone() for k, v in prunable_layers(model).items()}
+    assert torch.equal(results[False]["0.self_attn.q_proj"], results[True]["0.self_attn.q_proj"])
+    assert not torch.equal(results[False]["0.self_attn.o_proj"], results[True]["0.self_attn.o_proj"])
+
+
+@pytest.mark.parametrize("pruner", [Magnitude(), Wanda(), SparseGPT()], ids=lambda p: p.name)
+@pytest.mark.parametrize("pattern", [TWO_OF_FOUR, Unstructured(ratio=0.5)], ids=lambda p: p.name)
+def test_every_family_is_pruned_exactly_and_only_inside_its_blocks(
+    any_model, windows, pruner, pattern
+):
+    inside = {id(layer.module.weight) for layer in prunable_layers(any_model).values()}
+    outside = {n: p.clone() for n, p in any_model.named_parameters() if id(p) not in inside}
+    stream = BlockStream(any_model, windows, 3)
+    for _ in range(len(stream.blocks)):
+        record = prune_block(stream, pruner, pattern)
+        assert all(int(mask.sum()) * 2 == mask.numel() for mask in record.masks.values())
+    for layer in prunable_layers(any_model).values():
+        assert float((layer.read() == 0).float().mean()) == 0.5
+    for name, value in any_model.named_parameters():
+        assert name not in outside or torch.equal(outside[name], value)
+
+
+def test_a_transposed_layer_is_pruned_like_its_linear_twin(windows, generator):
+    weight = torch.randn(6, 8, generator=generator)
+    linear, conv = nn.Linear(8, 6), Conv1D(6, 8)
+    linear.weight.data.copy_(weight)
+    conv.weight.data.copy_(weight.T)
+    for module in (linear, conv):
+        layer = LinearLayer("twin", module)
+        assert layer.columns == 8
+        layer.write(Magnitude().prune(layer.read(), None, TWO_OF_FOUR).weight)
+    assert torch.equal(conv.weight.T, linear.weight)
+    inputs = torch.randn(3, 8, generator=generator)
+    torch.testing.assert_close(conv(inputs) + linear.bias, linear(inputs))
+
+
+def test_not_finite_activations_name_the_block_and_layer(windows):
+    model = tiny_model("llama")
+    prunable_layers(model)["1.self_attn.v_proj"].read()[0, 0] = float("inf")
+    stream = BlockStream(model, windows, 5)
+    prune_block(stream, Wanda(), TWO_OF_FOUR)
+    with pytest.raises(NumericalError, match=r"block 1, layer self_attn\.o_proj"):
+        prune_block(stream, Wanda(), TWO_OF_FOUR)
+
+
+def test_a_pattern_that_does_not_fit_names_the_layer(tiny_llama):
+    with pytest.raises(ConfigError, match=r"0\.self_attn\.q_proj: 64 inputs do not divide"):
+        check_pattern(tiny_llama, Grouped(keep=3, group=5))
+
+
+def test_other_architectures_are_refused_by_name():
+    from transformers import AutoModelForCausalLM, MambaConfig, MixtralConfig
+
+    mixtral = AutoModelForCausalLM.from_config(
+        MixtralConfig(
+            vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=2,
+            num_attention_heads=2, num_key_value_heads=2, num_local_experts=2,
+        )  # fmt: skip
+    )
+    with pytest.raises(UnsupportedModelError, match="MixtralForCausalLM.*no linear layers"):
+        prunable_layers(mixtral)
+    mamba = AutoModelForCausalLM.from_config(
+        MambaConfig(vocab_size=32, hidden_size=16, num_hidden_layers=2, state_size=4)
+    )
+    with pytest.raises(UnsupportedModelError, match="MambaForCausalLM"):
+        linear_layers(mamba, decoder_blocks(mamba)[0])
+
+
+def test_a_model_without_blocks_is_refused(tiny_llama):
+    tiny_llama.model.layers = nn.ModuleList()
+    with pytest.raises(UnsupportedModelError, match="LlamaForCausalLM"):
+        decoder_blocks(tiny_llama)
