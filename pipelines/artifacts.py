@@ -59,7 +59,8 @@ class Checkpoint(Artifact):
         model = AutoModelForCausalLM.from_pretrained(
             self.path, dtype=dtype, local_files_only=True, use_safetensors=True
         )
-        return model.to(device).eval()
+        model.to(device)  # type: ignore[arg-type] # its wrapper hides the method
+        return model.eval()
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's tokenizer."""

@@ -37,7 +37,9 @@ class Display:
         """Announce the stages that will run."""
         self.position, self.total = 0, len(needed)
         self._pending = [name for name, _ in needed]
-        self.line(f"{total} stages: {total - len(needed)} reused or not needed, {len(needed)} to run")
+        self.line(
+            f"{total} stages: {total - len(needed)} reused or not needed, {len(needed)} to run"
+        )
         if self.console.is_terminal and needed:
             self.live = Live(self._view(), console=self.console, refresh_per_second=4)
             self.live.start()

@@ -17,7 +17,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from effllm.modules.errors import ArtifactError, ConfigError, EffLLMError
 from effllm.pipelines import provenance
@@ -367,5 +366,3 @@ def _record_error(work: Path, error: BaseException) -> None:
         write_json(work / "error.json", note)
     except OSError:
         log.warning("could not write error.json")
-
-

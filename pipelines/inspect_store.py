@@ -230,7 +230,9 @@ def _embedded(group: str) -> Any:
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(value, Mapping) and value:
-        return {k: v for key, one in value.items() for k, v in _flat(one, f"{prefix}{key}.").items()}
+        return {
+            k: v for key, one in value.items() for k, v in _flat(one, f"{prefix}{key}.").items()
+        }
     return {prefix.rstrip("."): value}
 
 

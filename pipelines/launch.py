@@ -225,5 +225,3 @@ def _one_line(error: Exception) -> ConfigError:
     parts = [str(error), str(error.__cause__ or "")]
     lines = [line.strip() for part in parts for line in part.splitlines() if line.strip()]
     return ConfigError(" ".join(dict.fromkeys(lines)))
-
-

@@ -198,11 +198,12 @@ def verify_payload(
             problems.append(f"file {name} is missing")
         elif (size := file.stat().st_size) != expected["bytes"]:
             problems.append(f"file {name}: expected {expected['bytes']} bytes, found {size}")
-        elif hash_all or file.stat().st_mtime_ns > published:
-            if (found := _sha256(file)) != expected["sha256"]:
-                problems.append(
-                    f"file {name}: expected sha256 {expected['sha256'][:12]}, found {found[:12]}"
-                )
+        elif (hash_all or file.stat().st_mtime_ns > published) and (
+            found := _sha256(file)
+        ) != expected["sha256"]:
+            problems.append(
+                f"file {name}: expected sha256 {expected['sha256'][:12]}, found {found[:12]}"
+            )
     known = {*manifest["outputs"], MANIFEST}
     problems += [
         f"file {name} was added after publishing"

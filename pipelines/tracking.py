@@ -31,7 +31,9 @@ class Tracker(Protocol):
     def log(self, metrics: Mapping[str, Any], step: int | None) -> None:
         """Metrics while the stage runs."""
 
-    def finish(self, metrics: Mapping[str, Any], artifact: Path | None, exit_code: int) -> str | None:
+    def finish(
+        self, metrics: Mapping[str, Any], artifact: Path | None, exit_code: int
+    ) -> str | None:
         """Final metrics and the published folder; returns the run's id, if it has one."""
 
 
@@ -56,7 +58,9 @@ class _NoTracker:
     def log(self, metrics: Mapping[str, Any], step: int | None) -> None:
         pass
 
-    def finish(self, metrics: Mapping[str, Any], artifact: Path | None, exit_code: int) -> str | None:
+    def finish(
+        self, metrics: Mapping[str, Any], artifact: Path | None, exit_code: int
+    ) -> str | None:
         return None
 
 
@@ -82,7 +86,9 @@ class _CsvTracker:
         self.writer.writerows((step, name, value) for name, value in metrics.items())
         self.file.flush()
 
-    def finish(self, metrics: Mapping[str, Any], artifact: Path | None, exit_code: int) -> str | None:
+    def finish(
+        self, metrics: Mapping[str, Any], artifact: Path | None, exit_code: int
+    ) -> str | None:
         self.log(metrics, None)
         self.file.close()
         return None
@@ -134,7 +140,9 @@ class _WandbTracker:
     def log(self, metrics: Mapping[str, Any], step: int | None) -> None:
         self.run.log(dict(metrics), step=step)
 
-    def finish(self, metrics: Mapping[str, Any], artifact: Path | None, exit_code: int) -> str | None:
+    def finish(
+        self, metrics: Mapping[str, Any], artifact: Path | None, exit_code: int
+    ) -> str | None:
         import wandb
 
         self.run.summary.update(dict(metrics))

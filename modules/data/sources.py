@@ -91,7 +91,9 @@ class WikipediaWheel:
             file = Path(folder) / "test" / "test_data" / self.filename
             if file.is_file():
                 return file
-        raise DataError(f"data {self.name}: {self.filename} not found; run `pip install gensim==4.4.0`")
+        raise DataError(
+            f"data {self.name}: {self.filename} not found; run `pip install gensim==4.4.0`"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +176,9 @@ class HubText:
         import datasets
 
         if split not in self.splits:
-            raise DataError(f"data {self.name} has no {split} split; it has {', '.join(self.splits)}")
+            raise DataError(
+                f"data {self.name} has no {split} split; it has {', '.join(self.splits)}"
+            )
         try:
             rows = datasets.load_dataset(
                 self.name,
@@ -185,7 +189,7 @@ class HubText:
                 streaming=True,
             )
             texts = [row[self.column] for row in rows.take(self.max_documents)]
-        except Exception as error:  # noqa: BLE001 - every hub, network and parser error ends here
+        except Exception as error:
             raise DataError(
                 f"data {self.name} could not be fetched ({type(error).__name__}); check the "
                 "network, give a local file with data.path=…, or use the embedded data=enwiki"
@@ -230,7 +234,14 @@ class SyntheticText:
 
     def _text(self, key: str) -> str:
         random = Random(key)
-        subjects = ["The river", "A teacher", "The old city", "Our garden", "The engine", "A sailor"]
+        subjects = [
+            "The river",
+            "A teacher",
+            "The old city",
+            "Our garden",
+            "The engine",
+            "A sailor",
+        ]
         verbs = ["crosses", "remembers", "follows", "builds", "carries", "describes"]
         things = ["the northern bridge", "a silent valley", "seven lanterns", "the morning train"]
         return " ".join(
@@ -239,7 +250,9 @@ class SyntheticText:
         )
 
 
-def deal(documents: list[Document], shares: dict[str, float], seed: int) -> dict[str, list[Document]]:
+def deal(
+    documents: list[Document], shares: dict[str, float], seed: int
+) -> dict[str, list[Document]]:
     """Deal whole documents to splits until each has its share of the characters.
 
     Each document, in seeded order, goes to the split that lacks most of its share.
@@ -259,7 +272,7 @@ def deal(documents: list[Document], shares: dict[str, float], seed: int) -> dict
 def clean_article(text: str) -> str:
     """Plain paragraphs from half-cleaned wiki text: no quotes marks, headings, lists or tables."""
     text = re.sub(r"'{2,}", "", text)
-    text = re.sub(r"\(\s*[;,–-]?\s*\)", "", text)  # brackets emptied by removed templates
+    text = re.sub(r"\(\s*[;,\u2013-]?\s*\)", "", text)  # brackets emptied by removed templates
     paragraphs = []
     for line in text.split("\n"):
         line = re.sub(r"\s+", " ", line).strip()

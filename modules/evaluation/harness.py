@@ -139,7 +139,7 @@ class BranchingLM(HFLM):
     ) -> list[tuple[float, bool]]:
         """Log-likelihood and greedy match per request, in the order of the requests."""
         if not self.shares_prefixes:
-            return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)  # type: ignore[arg-type]
+            return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
         del disable_tqdm, override_bs
         trees: dict[tuple[int, ...], list[int]] = {}
         for number, (_, context, continuation) in enumerate(requests):
@@ -150,12 +150,12 @@ class BranchingLM(HFLM):
         for start in range(0, len(order), self.branch_batch):
             contexts = order[start : start + self.branch_batch]
             batch = [
-                (list(context), [requests[number][2] for number in trees[context]])
-                for context in contexts
+                (list(prefix), [requests[number][2] for number in trees[prefix]])
+                for prefix in contexts
             ]
             scored = self._score(batch)
-            for context, answered in zip(contexts, scored, strict=True):
-                for number, answer in zip(trees[context], answered, strict=True):
+            for prefix, answered in zip(contexts, scored, strict=True):
+                for number, answer in zip(trees[prefix], answered, strict=True):
                     answers[number] = answer
             self.progress(start + len(contexts), len(order))
         return answers
@@ -164,13 +164,18 @@ class BranchingLM(HFLM):
         self, batch: list[tuple[list[int], list[list[int]]]]
     ) -> list[list[tuple[float, bool]]]:
         """Score all branches of a batch of (context, continuations)."""
-        rows, wanted, targets = [], [], []
+        rows: list[tuple[list[int], list[int], list[int]]] = []
+        wanted: list[tuple[int, int]] = []
+        targets: list[int] = []
         for row, (context, branches) in enumerate(batch):
-            tokens, parents, positions = list(context), [-1] * len(context), []
-            positions += range(len(context))
+            tokens, parents = list(context), [-1] * len(context)
+            positions = list(range(len(context)))
             for branch, continuation in enumerate(branches):
                 # The last token of a continuation predicts nothing and is not read.
-                places = [len(context) - 1, *range(len(tokens), len(tokens) + len(continuation) - 1)]
+                places = [
+                    len(context) - 1,
+                    *range(len(tokens), len(tokens) + len(continuation) - 1),
+                ]
                 tokens += continuation[:-1]
                 parents += [branch] * (len(continuation) - 1)
                 positions += range(len(context), len(context) + len(continuation) - 1)

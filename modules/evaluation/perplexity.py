@@ -45,6 +45,6 @@ def window_nll(
 
 
 def perplexity(nll: Tensor) -> float:
-    """exp of the mean of (N,) window means; infinity when it overflows."""
+    """Exp of the mean of (N,) window means; infinity when it overflows."""
     mean = float(nll.double().mean())
     return math.exp(mean) if mean < 700 else math.inf

@@ -57,7 +57,9 @@ def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
         and len(module)
         and len({type(block) for block in module}) == 1
     ]
-    outer = [one for one in lists if not any(one is not two and _contains(two, one) for two in lists)]
+    outer = [
+        one for one in lists if not any(one is not two and _contains(two, one) for two in lists)
+    ]
     outer.sort(key=_weight_count, reverse=True)
     if not outer or (len(outer) > 1 and _weight_count(outer[1]) > 0.1 * _weight_count(outer[0])):
         raise UnsupportedModelError(
@@ -88,7 +90,11 @@ def linear_layers(model: PreTrainedModel, block: nn.Module) -> list[LinearLayer]
     if foreign or not layers:
         raise UnsupportedModelError(
             f"{type(model).__name__}: block {type(block).__name__} has "
-            + (f"weights that are no linear layers: {', '.join(foreign[:3])}" if foreign else "none")
+            + (
+                f"weights that are no linear layers: {', '.join(foreign[:3])}"
+                if foreign
+                else "none"
+            )
             + "; this method handles dense decoder blocks only"
         )
     return layers

@@ -68,7 +68,7 @@ class GgufWheel:
         )
         # transformers refuses to save a model that it believes to be quantised still.
         del model.config.quantization_config
-        model.hf_quantizer = None
+        setattr(model, "hf_quantizer", None)  # noqa: B010 - not a declared attribute
         return model.eval(), tokenizer
 
     def _file(self) -> Path:

@@ -23,7 +23,7 @@ from effllm.modules.modeling.blocks import LinearLayer, decoder_blocks, linear_l
 from effllm.modules.sparsity.gram import Statistic
 
 
-class _Stop(Exception):  # noqa: N818 - control flow, not an error
+class _Stop(Exception):
     """Raised by a hook to leave a forward pass early."""
 
 
@@ -58,7 +58,7 @@ class BlockStream:
         return linear_layers(self.model, self.blocks[self.index])
 
     def groups(self) -> list[list[str]]:
-        """Names of the current block's layers, those with the same input together, in call order."""
+        """Layer names of the current block in call order, those with equal inputs together."""
         return self._groups[self.index]
 
     def all_groups(self) -> list[list[list[str]]]:
@@ -159,10 +159,14 @@ class BlockStream:
     def _probe(self, window: Tensor) -> tuple[list[dict[str, Any]], list[list[list[str]]]]:
         """One real pass over a (1, T) window: what each block is given, and who shares inputs."""
         extras: list[dict[str, Any]] = []
-        inputs: list[dict[str, Tensor]] = [{} for _ in self.blocks]  # kept alive: pointers stay valid
+        inputs: list[dict[str, Tensor]] = [
+            {} for _ in self.blocks
+        ]  # kept alive: pointers stay valid
 
         def capture(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            given = {k: v for k, v in kwargs.items() if k not in ("hidden_states", "past_key_values")}
+            given = {
+                k: v for k, v in kwargs.items() if k not in ("hidden_states", "past_key_values")
+            }
             if len(args) > 1 and any(value is not None for value in args[1:]):
                 raise UnsupportedModelError(
                     f"{type(self.model).__name__}: {type(block).__name__} takes positional "

@@ -5,6 +5,8 @@ tied and untied heads, q/k norms, post-norm with embedding projections, transpos
 weights, sliding windows) at a size where a full pipeline takes seconds.
 """
 
+from typing import Any
+
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
@@ -50,7 +52,7 @@ def tiny_config(family: str) -> PretrainedConfig:
     Raises:
         ValueError: for another family.
     """
-    rotary = {
+    rotary: dict[str, Any] = {
         "hidden_size": 64,
         "intermediate_size": 128,
         "num_hidden_layers": 2,
@@ -59,14 +61,19 @@ def tiny_config(family: str) -> PretrainedConfig:
         "head_dim": 16,
         "max_position_embeddings": 512,
     }
-    opt = {
+    opt: dict[str, Any] = {
         "hidden_size": 64,
         "ffn_dim": 128,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "max_position_embeddings": 512,
     }
-    tokens = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+    tokens: dict[str, Any] = {
+        "vocab_size": VOCABULARY,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 2,
+    }
     if family == "llama":
         return LlamaConfig(**rotary, **tokens, tie_word_embeddings=True)
     if family == "mistral":
@@ -74,12 +81,19 @@ def tiny_config(family: str) -> PretrainedConfig:
     if family == "qwen2":
         return Qwen2Config(**rotary, **tokens, tie_word_embeddings=False)
     if family == "qwen3":
-        sliding = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
+        sliding: dict[str, Any] = {
+            "use_sliding_window": True,
+            "sliding_window": 8,
+            "max_window_layers": 1,
+        }
         return Qwen3Config(**rotary, **tokens, **sliding)
     if family == "opt":
         return OPTConfig(**opt, **tokens, word_embed_proj_dim=64)
     if family == "opt_post_norm":
-        post_norm = {"do_layer_norm_before": False, "_remove_final_layer_norm": True}
+        post_norm: dict[str, Any] = {
+            "do_layer_norm_before": False,
+            "_remove_final_layer_norm": True,
+        }
         return OPTConfig(**opt, **tokens, **post_norm, word_embed_proj_dim=32)
     if family == "gpt2":
         return GPT2Config(**tokens, n_embd=64, n_layer=2, n_head=4, n_positions=512)

@@ -176,7 +176,9 @@ def fit(
         enable_model_summary=False,
         default_root_dir=folder,
     )
-    resume = {"ckpt_path": checkpoint, "weights_only": True} if checkpoint.is_file() else {}
+    resume: dict[str, Any] = (
+        {"ckpt_path": checkpoint, "weights_only": True} if checkpoint.is_file() else {}
+    )
     with warnings.catch_warnings():
         # True by design: a Gram solver has no optimiser, and the data are in memory already.
         warnings.filterwarnings("ignore", message=".*this fit will run with no optimizer")

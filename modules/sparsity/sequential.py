@@ -23,13 +23,13 @@ class BlockRecord:
 
     Attributes:
         masks: (R, C) bool per layer name, True = kept.
-        errors: relative output error per layer on the inputs it was pruned with; None where the
+        errors: relative output error per layer on the inputs it was pruned with; empty if the
             pruner gathers no Gram matrix.
         damping: the largest relative damping that a factorisation needed.
     """
 
     masks: dict[str, Tensor] = field(default_factory=dict)
-    errors: dict[str, float | None] = field(default_factory=dict)
+    errors: dict[str, float] = field(default_factory=dict)
     damping: float = 0.0
 
 
@@ -66,10 +66,8 @@ def prune_block(
             layers[name].write(pruned.weight)
             record.masks[name] = pruned.mask
             record.damping = max(record.damping, pruned.damping)
-            has_gram = statistic is not None and statistic.dim() == 2
-            record.errors[name] = (
-                output_error(original, pruned.weight, statistic) if has_gram else None
-            )
+            if statistic is not None and statistic.dim() == 2:
+                record.errors[name] = output_error(original, pruned.weight, statistic)
     if pruner.statistic is None:
         stream.skip()
     else:
@@ -87,4 +85,6 @@ def check_pattern(model: PreTrainedModel, pattern: Pattern) -> None:
         try:
             pattern.check(layer.columns)
         except ValueError as error:
-            raise ConfigError(f"pattern {pattern.name} does not fit layer {name}: {error}") from error
+            raise ConfigError(
+                f"pattern {pattern.name} does not fit layer {name}: {error}"
+            ) from error

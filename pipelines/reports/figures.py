@@ -14,7 +14,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 COLOURS = ("#4c6a92", "#c8553d", "#588b76", "#8d6a9f", "#c9a227", "#7f7f7f")
-_STYLE = {
+_STYLE: Any = {
     "font.size": 11,
     "font.family": "DejaVu Sans",
     "axes.spines.top": False,

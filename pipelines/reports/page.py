@@ -119,4 +119,3 @@ def _markdown_table(table: Table) -> str:
 
 def _data_uri(path: Path) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(path.read_bytes()).decode()
-

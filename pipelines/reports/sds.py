@@ -164,11 +164,14 @@ def verdicts(data: Comparison) -> list[Verdict]:
                 verdict(
                     f"SDS raises accuracy over one-shot {name} at 2:4.",
                     gain,
-                    f"Mean of {len(sds.subject.tasks)} tasks {signed(gain)} points (paired by item).",
+                    f"Mean of {len(sds.subject.tasks)} tasks: {signed(gain)} points.",
                     better="higher",
                 )
             )
-        for kind, title in (("refit", "refit of the first mask"), ("iht", "soft mask without re-dense")):
+        for kind, title in (
+            ("refit", "refit of the first mask"),
+            ("iht", "soft mask without re-dense"),
+        ):
             control = data.find(base, kind)
             if control is None:
                 continue
@@ -224,8 +227,8 @@ def main_table(data: Comparison) -> Table:
     return Table(
         ["Test perplexity", *patterns],
         rows,
-        note="95 % bootstrap intervals over windows in brackets; lower is better. Empty: not run at "
-        "this scale.",
+        note="95 % bootstrap intervals over windows in brackets; lower is better. Empty: not run "
+        "at this scale.",
         strong=frozenset(strong),
     )
 
@@ -240,7 +243,8 @@ def detail_table(data: Comparison, pattern: str) -> Table:
     """All metrics of one pattern."""
     rows = [r for r in data.rows if r.pattern in ("", pattern)]
     tasks = list(dict.fromkeys(task for row in rows for task in row.subject.tasks))
-    body, strong = [], set()
+    body: list[list[str]] = []
+    strong = set()
     for row in sorted(rows, key=order_in_table):
         pruned = data.find(row.base, "prune", pattern)
         cells = [row.method, with_interval(data.perplexity(row))]
@@ -327,7 +331,9 @@ def draw_perplexity(data: Comparison, folder: Path, pattern: str) -> None:
             colour = COLOURS[list(BASES).index(row.base)]
             axes.plot([interval.low, interval.high], [place, place], color=colour, linewidth=2)
             filled = colour if row.variant.startswith("sds") else "white"
-            axes.plot(interval.value, place, "o", color=colour, markerfacecolor=filled, markersize=8)
+            axes.plot(
+                interval.value, place, "o", color=colour, markerfacecolor=filled, markersize=8
+            )
         axes.set_yticks(range(len(drawn)), [row.method for row, _ in reversed(drawn)])
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")

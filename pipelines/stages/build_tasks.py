@@ -22,7 +22,7 @@ task: {name}
 _LASTWORD = _COMMON + 'output_type: loglikelihood\ndoc_to_target: "{{{{target}}}}"\n'
 _CONTINUATION = _COMMON + (
     'output_type: multiple_choice\ntarget_delimiter: ""\n'
-    'doc_to_choice: choices\ndoc_to_target: label\n'
+    "doc_to_choice: choices\ndoc_to_target: label\n"
 )
 
 

@@ -1,6 +1,7 @@
 """Perplexity of a model on held-out and on test windows."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 from effllm.modules.errors import NumericalError
@@ -30,7 +31,8 @@ class Perplexity(Stage):
 
         checkpoint = ctx.input("model", Checkpoint)
         model = checkpoint.load_model(self.dtype, ctx.device)
-        rows, metrics = [], {}
+        rows: list[dict[str, object]] = []
+        metrics: Metrics = {}
         for role in ("heldout", "test"):
             windows = ctx.input(role, Windows)
             token_ids = windows.token_ids()
@@ -38,7 +40,7 @@ class Perplexity(Stage):
                 model,
                 token_ids,
                 batch_size=self.micro_batch_size,
-                progress=lambda done, total=len(token_ids): ctx.progress(done, total, "window"),
+                progress=partial(_report, ctx, len(token_ids)),
             )
             if not bool(nll.isfinite().all()):
                 raise NumericalError(
@@ -53,3 +55,7 @@ class Perplexity(Stage):
         subject = {"checkpoint": checkpoint.label, "history": checkpoint.history}
         write_json(ctx.workdir / "subject.json", subject)
         return metrics
+
+
+def _report(ctx: StageContext, total: int, done: int) -> None:
+    ctx.progress(done, total, "window")

@@ -66,17 +66,15 @@ class Prune(Stage):
                 stream, self.pruner, self.pattern, true_sequential=self.true_sequential
             )
             weights = {f"weight/{name}": layer.read().cpu() for name, layer in layers.items()}
-            masks = {f"mask/{name}": mask.cpu() for name, mask in record.masks.items()}
-            errors = {
-                f"error/{name}": torch.tensor(error)
-                for name, error in record.errors.items()
-                if error is not None
-            }
-            damping = {"damping": torch.tensor(record.damping)}
-            ctx.save_progress(block_name(index), {**weights, **masks, **errors, **damping})
+            block_masks = {f"mask/{name}": mask.cpu() for name, mask in record.masks.items()}
+            numbers = {f"error/{name}": error for name, error in record.errors.items()}
+            numbers["damping"] = record.damping
+            scalars = {name: torch.tensor(value) for name, value in numbers.items()}
+            ctx.save_progress(block_name(index), {**weights, **block_masks, **scalars})
             save_stream(ctx, stream)
 
-        masks, errors, dampings = {}, {}, []
+        masks, dampings = {}, []
+        errors: dict[str, float] = {}
         layers = prunable_layers(model)
         for index in range(len(stream.blocks)):
             stored = ctx.load_progress(block_name(index))

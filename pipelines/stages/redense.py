@@ -243,5 +243,3 @@ def _finish(ctx: StageContext, model: PreTrainedModel, solver: Any, inputs: str)
         "near_zero": float(torch.tensor(near_zero).mean()),
         "relative_change": float(torch.tensor(moved).mean()),
     }
-
-

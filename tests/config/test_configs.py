@@ -126,9 +126,12 @@ def test_a_yaml_ratio_is_explained():
     value = yaml.safe_load("pattern: 2:4")["pattern"]
     with pytest.raises(ConfigError, match="found 124;.*unquoted 2:4"):
         Prune(
-            pruner=Magnitude(), pattern=value, true_sequential=False, dtype="float32",
+            pruner=Magnitude(),
+            pattern=value,
+            true_sequential=False,
+            dtype="float32",
             micro_batch_size=1,
-        )  # fmt: skip
+        )
 
 
 def test_kernels_is_no_package():

@@ -77,8 +77,15 @@ def test_the_report_is_self_contained(outputs):
 def test_a_second_run_reuses_everything(outputs):
     done = effllm("paper=sds", "scale=smoke", f"paths.outputs={outputs}", folder=outputs)
     assert done.returncode == 0 and " 0 to run" in done.stdout
-    plan = effllm("verb", "plan", "paper=sds", "scale=smoke", f"paths.outputs={outputs}",
-                  "--json", folder=outputs)  # fmt: skip
+    plan = effllm(
+        "verb",
+        "plan",
+        "paper=sds",
+        "scale=smoke",
+        f"paths.outputs={outputs}",
+        "--json",
+        folder=outputs,
+    )
     statuses = {row["status"] for row in json.loads(plan.stdout)}
     assert statuses == {"hit", "not needed"}
 
@@ -116,7 +123,11 @@ def test_verify_names_a_damaged_file(outputs, tmp_path):
 
 
 def test_unknown_options_end_with_one_line_and_exit_code_one(outputs):
-    for arguments in (["paper=sds", "bugdet.x=1"], ["paper=sdss"], ["paper=sds", "execute.until=x"]):
+    for arguments in (
+        ["paper=sds", "bugdet.x=1"],
+        ["paper=sdss"],
+        ["paper=sds", "execute.until=x"],
+    ):
         done = effllm(*arguments, "scale=smoke", f"paths.outputs={outputs}", folder=outputs)
         assert done.returncode == 1
         assert done.stderr.startswith("ConfigError:") and len(done.stderr.splitlines()) == 1

@@ -170,7 +170,9 @@ def test_templates_are_repeated_for_each_subject(store):
         "measure": {"each": ["one", "scope.*"], "first": scale("subject"), "then": scale("first")},
         "user": scale("scope.one.then"),
     }
-    assert {one.name: one.inputs["numbers"] for one in build_graph(pipeline, store) if one.inputs} == {
+    assert {
+        one.name: one.inputs["numbers"] for one in build_graph(pipeline, store) if one.inputs
+    } == {
         "one.first": ["one"],
         "one.then": ["one.first"],
         "scope.one.first": ["scope.one"],
@@ -428,7 +430,9 @@ def test_outputs_that_cannot_be_written_are_named(pipeline, execute, store, tmp_
 
     blocked = tmp_path / "file"
     blocked.write_text("")
-    with pytest.raises(ArtifactError, match=r"cannot write to .*choose a folder with paths\.outputs"):
+    with pytest.raises(
+        ArtifactError, match=r"cannot write to .*choose a folder with paths\.outputs"
+    ):
         execute(pipeline, store=Store(blocked / "outputs"))
 
 

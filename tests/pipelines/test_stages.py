@@ -99,8 +99,12 @@ def test_checkpoints_carry_their_history_and_masks(finished):
     one = next(one for one in graph if one.name == f"{BASE}.adjust")
     checkpoint = store.open(one.stage, one.digest, Checkpoint)
     assert [step["stage"] for step in checkpoint.history] == [
-        "import_model", "prune", "redense", "prune", "adjust",
-    ]  # fmt: skip
+        "import_model",
+        "prune",
+        "redense",
+        "prune",
+        "adjust",
+    ]
     model = checkpoint.load_model("float32")
     from effllm.modules.modeling.blocks import prunable_layers
 
@@ -147,15 +151,23 @@ def test_sequential_and_literal_redense_run_and_resume(finished, execute, store,
     stages = "effllm.pipelines.stages.redense"
     pipeline |= {
         "sequential": {
-            "_target_": f"{stages}.RedenseSequential", "solver": solver, **common, "inputs": inputs,
+            "_target_": f"{stages}.RedenseSequential",
+            "solver": solver,
+            **common,
+            "inputs": inputs,
         },
         "literal": {
             "_target_": f"{stages}.RedenseFromActivations",
             "optimizer": {"_target_": "torch.optim.Adam", "_partial_": True, "lr": 0.001},
-            "epochs": 3, "batch_tokens": 64, "l1_weight": 0.0, "l2_weight": 0.0, "seed": 0,
-            **common, "inputs": inputs,
+            "epochs": 3,
+            "batch_tokens": 64,
+            "l1_weight": 0.0,
+            "l2_weight": 0.0,
+            "seed": 0,
+            **common,
+            "inputs": inputs,
         },
-    }  # fmt: skip
+    }
     for name, epochs in (("sequential", 2), ("literal", 3)):
         whole = Store(store.root / f"whole-{name}")
         shutil.copytree(store.artifacts, whole.artifacts)

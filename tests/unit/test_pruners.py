@@ -50,7 +50,9 @@ def test_sparsegpt_cost_identity(problem, pattern, columns):
 def test_masks_have_exact_counts_and_weights_are_zero_outside(problem, pattern):
     weight, _, gram = problem(columns=40)
     for pruner, statistic in ((Magnitude(), None), (Wanda(), gram.diagonal()), (SparseGPT(), gram)):
-        found = pruner.prune(weight.float(), None if statistic is None else statistic.float(), pattern)
+        found = pruner.prune(
+            weight.float(), None if statistic is None else statistic.float(), pattern
+        )
         assert int(found.mask.sum()) == weight.numel() // 2
         assert bool((found.weight[~found.mask] == 0).all())
         if isinstance(pattern, Grouped):
@@ -65,7 +67,9 @@ def test_one_weight_in_the_first_column_is_pruned_exactly(problem):
         mask[:, column] = False
         swept = SparseGPT(damping=1e-7).prune(weight.float(), gram.float(), TWO_OF_FOUR, mask=mask)
         best = exact_refit(weight, mask, gram)
-        errors = [output_error(weight.float(), v.float(), gram.float()) for v in (swept.weight, best)]
+        errors = [
+            output_error(weight.float(), v.float(), gram.float()) for v in (swept.weight, best)
+        ]
         if exact:
             torch.testing.assert_close(swept.weight.double(), best, rtol=1e-3, atol=1e-3)
         else:
@@ -82,7 +86,9 @@ def test_refit_is_never_worse_than_sparsegpt_on_its_mask(problem, seed):
     )
     # A row stops when its residual is a millionth of the first one.
     torch.testing.assert_close(ours, best, rtol=1e-4, atol=1e-4)
-    assert output_error(weight, best, gram.float()) < output_error(weight, pruned.weight, gram.float())
+    assert output_error(weight, best, gram.float()) < output_error(
+        weight, pruned.weight, gram.float()
+    )
 
 
 def test_without_correlation_sparsegpt_is_wanda_and_moves_nothing(problem):
@@ -146,7 +152,7 @@ def test_block_length_must_hold_whole_groups(problem):
 
 
 def test_layer_errors_rank_as_published(problem):
-    """refit <= SparseGPT <= Wanda <= magnitude, in at least 54 of 60 seeds (all of 60 seen)."""
+    """Refit <= SparseGPT <= Wanda <= magnitude, in at least 54 of 60 seeds (all of 60 seen)."""
     ranked = 0
     for seed in range(60):
         weight, _, gram = problem(seed)

@@ -1,6 +1,6 @@
 """The two solvers of SDS against closed forms, brute force and autograd."""
 
-from itertools import combinations, product
+from itertools import combinations, pairwise, product
 
 import pytest
 import torch
@@ -78,7 +78,7 @@ def test_redense_lowers_its_objective_at_every_step(pruned):
         level = float(at.gram.diagonal().mean())
         l1 = 0.1 * level * float(target.abs().mean()) * v.abs().sum()
         values.append(float(data + l1 + 0.01 * level * v.square().sum()))
-    assert all(late < early for early, late in zip(values, values[1:], strict=False))
+    assert all(late < early for early, late in pairwise(values))
 
 
 def test_redense_gathers_weights_around_zero(problem):
@@ -89,7 +89,9 @@ def test_redense_gathers_weights_around_zero(problem):
         start = SparseGPT().prune(weight, gram, TWO_OF_FOUR).weight
         result = ProximalGradient(steps=200).solve(weight, start, gram)
         at = Coordinates.of(gram, "scaled")
-        near = [(at.enter(v).abs() < 0.1 * at.enter(v).std()).float().mean() for v in (weight, result)]
+        near = [
+            (at.enter(v).abs() < 0.1 * at.enter(v).std()).float().mean() for v in (weight, result)
+        ]
         assert near[1] > near[0]
 
 
@@ -113,7 +115,7 @@ def test_soft_mask_steps_never_raise_the_error_and_keep_the_pattern(pruned, spac
         assert int(found.mask.sum()) == weight.numel() // 2
         assert not found.weight[~found.mask].any()
         errors.append(output_error(weight, found.weight, gram))
-    assert all(late <= early * (1 + 1e-5) for early, late in zip(errors, errors[1:], strict=False))
+    assert all(late <= early * (1 + 1e-5) for early, late in pairwise(errors))
     assert errors[-1] < errors[0]
 
 
@@ -168,7 +170,7 @@ def test_conjugate_gradients_never_raise_the_error(pruned):
         )
         for steps in (0, 1, 2, 5, 20, 60)
     ]
-    assert all(late <= early * (1 + 1e-5) for early, late in zip(errors, errors[1:], strict=False))
+    assert all(late <= early * (1 + 1e-5) for early, late in pairwise(errors))
 
 
 def test_redense_then_adjust_beats_one_shot(problem):

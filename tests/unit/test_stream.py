@@ -108,7 +108,9 @@ def test_true_sequential_measures_after_the_layers_before(windows):
         prune_block(stream, SparseGPT(), TWO_OF_FOUR, true_sequential=true_sequential)
         results[true_sequential] = {k: v.read().clone() for k, v in prunable_layers(model).items()}
     assert torch.equal(results[False]["0.self_attn.q_proj"], results[True]["0.self_attn.q_proj"])
-    assert not torch.equal(results[False]["0.self_attn.o_proj"], results[True]["0.self_attn.o_proj"])
+    assert not torch.equal(
+        results[False]["0.self_attn.o_proj"], results[True]["0.self_attn.o_proj"]
+    )
 
 
 @pytest.mark.parametrize("pruner", [Magnitude(), Wanda(), SparseGPT()], ids=lambda p: p.name)
@@ -161,9 +163,14 @@ def test_other_architectures_are_refused_by_name():
 
     mixtral = AutoModelForCausalLM.from_config(
         MixtralConfig(
-            vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=2,
-            num_attention_heads=2, num_key_value_heads=2, num_local_experts=2,
-        )  # fmt: skip
+            vocab_size=32,
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            num_local_experts=2,
+        )
     )
     with pytest.raises(UnsupportedModelError, match="MixtralForCausalLM.*no linear layers"):
         prunable_layers(mixtral)

@@ -70,9 +70,7 @@ def test_too_little_text_is_refused_with_the_count():
         pack_windows("abcdefghijk", encode, num_sequences=4, sequence_length=3)
     with pytest.raises(DataError, match="no document .* more than 30 tokens"):
         generator = torch.Generator().manual_seed(0)
-        crop_windows(
-            ["tiny"] * 3, encode, num_sequences=1, sequence_length=30, generator=generator
-        )
+        crop_windows(["tiny"] * 3, encode, num_sequences=1, sequence_length=30, generator=generator)
 
 
 def test_dealing_gives_each_document_to_one_split_by_share():
@@ -89,8 +87,12 @@ def test_dealing_gives_each_document_to_one_split_by_share():
 
 
 def test_articles_lose_their_markup():
-    raw = "'''Anarchism''' is a [political] philosophy (, ) that advocates  self-government .\n==See==\n* item"
-    assert clean_article(raw) == "Anarchism is a [political] philosophy that advocates self-government."
+    raw = "'''Anarchism''' is a [political] philosophy (, ) that advocates  self-government ."
+    raw += "\n==See==\n* item"
+    assert (
+        clean_article(raw)
+        == "Anarchism is a [political] philosophy that advocates self-government."
+    )
 
 
 def test_a_local_file_serves_the_splits_that_are_asked_for(tmp_path):
