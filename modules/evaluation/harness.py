@@ -9,6 +9,7 @@ windows are shorter than the longest input take the harness's own path: the give
 replace their windows.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +67,8 @@ def evaluate_tasks(
         limit: first so many items of each task; all if None.
         progress: called with contexts done and in all.
     """
+    for name in ("lm_eval", "lm_eval.models.huggingface"):  # advice for its command line
+        logging.getLogger(name).setLevel(logging.ERROR)
     adapter = BranchingLM(
         pretrained=model,
         tokenizer=tokenizer,
@@ -129,6 +132,14 @@ class BranchingLM(HFLM):
         self.shares_prefixes = window is None or window >= max_length
         if self.shares_prefixes:
             self._check_model()
+
+    def loglikelihood(
+        self, requests: list[Any], disable_tqdm: bool = True
+    ) -> list[tuple[float, bool]]:
+        """As the harness, without its progress bars."""
+        del disable_tqdm
+        answers: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)
+        return answers
 
     @torch.no_grad()
     def _loglikelihood_tokens(

@@ -20,7 +20,11 @@ from effllm.pipelines.reports.page import Table, Verdict
 from effllm.pipelines.reports.subjects import Subject
 
 BASES = {"magnitude": "Magnitude", "wanda": "Wanda", "sparsegpt": "SparseGPT"}
-VARIANTS = ("prune", "refit", "iht", "redense", "early_exit", "sds", "sds_no_penalty")
+CONTROLS = {
+    "refit": "refit of the first mask",
+    "iht": "soft mask without re-dense",
+    "refit_again": "refit twice, at about equal compute",
+}
 PATTERNS = ("50%", "4:8", "2:4")
 
 
@@ -50,13 +54,16 @@ def describe(subject: Subject) -> Row:
         return Row(subject, "dense", "dense", "", "Dense")
     prunes = [step for step in history if step["stage"] == "prune"]
     redense = next((step for step in history if step["stage"] == "redense"), None)
-    adjust = next((step for step in history if step["stage"] == "adjust"), None)
+    adjusts = [step for step in history if step["stage"] == "adjust"]
+    adjust = adjusts[0] if adjusts else None
     base = prunes[0]["pruner"] if prunes else "sparsegpt"
     pattern = prunes[0]["pattern"] if prunes else ""
     name = BASES[base]
     if redense is None:
         if adjust is None:
             return Row(subject, base, "prune", pattern, name)
+        if len(adjusts) > 1:
+            return Row(subject, base, "refit_again", pattern, f"{name} + refit twice")
         kind = "iht" if adjust["steps"] else "refit"
         return Row(subject, base, kind, pattern, f"{name} + {'IHT' if kind == 'iht' else 'refit'}")
     marks = []
@@ -81,7 +88,7 @@ def describe(subject: Subject) -> Row:
 
 def order(row: Row) -> tuple[int, int, int, str]:
     """Dense, then one-shot, refit, IHT, re-dense, early exit, SDS, variants; bases inside."""
-    variants = ["dense", "prune", "refit", "iht", "redense", "early_exit", "sds"]
+    variants = ["dense", "prune", "refit", "iht", "refit_again", "redense", "early_exit", "sds"]
     place = variants.index(row.variant) if row.variant in variants else len(variants)
     bases = ["dense", *BASES]
     patterns = ["", *PATTERNS]
@@ -168,10 +175,7 @@ def verdicts(data: Comparison) -> list[Verdict]:
                     better="higher",
                 )
             )
-        for kind, title in (
-            ("refit", "refit of the first mask"),
-            ("iht", "soft mask without re-dense"),
-        ):
+        for kind, title in CONTROLS.items():
             control = data.find(base, kind)
             if control is None:
                 continue
@@ -336,9 +340,12 @@ def draw_perplexity(data: Comparison, folder: Path, pattern: str) -> None:
             )
         axes.set_yticks(range(len(drawn)), [row.method for row, _ in reversed(drawn)])
         axes.set_xscale("log")
+        low, high = axes.get_xlim()
+        steps = [a * 10**b for b in range(7) for a in (1, 2, 3, 5, 7)]
+        ticks = [tick for tick in steps if low <= tick <= high]
+        axes.set_xticks(ticks if len(ticks) < 9 else ticks[::2], minor=False)
         axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_formatter("{x:g}")
-        axes.tick_params(axis="x", which="minor", labelsize=9)
+        axes.minorticks_off()
         if dense is not None:
             value = data.perplexity(dense).value
             axes.axvline(value, color="#7f7f7f", linestyle="--", linewidth=1)

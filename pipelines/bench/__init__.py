@@ -1,0 +1,1 @@
+"""Timed comparisons with peers; run by `make bench-…`, never by tests."""
