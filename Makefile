@@ -23,8 +23,11 @@ $(VENV)/installed: pyproject.toml constraints.txt
 sds: install     ## SDS at SCALE (smoke, cpu or paper) to its report
 	$(RUN) paper=sds scale=$(SCALE)
 
-sds-ablation: install  ## SDS's ablation rows beside the main ones (longer)
+sds-ablation: install  ## the ablation rows beside the main ones at 2:4 (longer)
 	$(RUN) paper=sds_ablation scale=$(SCALE)
+
+sds-seeds: install  ## three calibration seeds, one report each
+	$(RUN) -m paper=sds scale=$(SCALE) seed=0,1,2
 
 smoke: install   ## every paper on a tiny random model
 	$(RUN) paper=sds scale=smoke logger=csv
@@ -40,8 +43,13 @@ check: install   ## format, lint, types, import rules
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy effllm/pipelines effllm/modules
 
-bench: install   ## our one-shot pruning against llm-compressor, alternating
-	$(VENV)/bin/python -m effllm.pipelines.bench.oneshot
+bench: install $(VENV)-peer/installed  ## our one-shot pruning against llm-compressor, alternating
+	$(VENV)/bin/python -m effllm.pipelines.bench.oneshot --peer-python $(VENV)-peer/bin/python
+
+$(VENV)-peer/installed:
+	$(PYTHON) -m venv $(VENV)-peer
+	$(VENV)-peer/bin/pip install --quiet llmcompressor==0.14.0.1 torch==2.13.0
+	touch $@
 
 clean:           ## remove .venv and outputs
 	rm -rf $(VENV) outputs

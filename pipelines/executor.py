@@ -8,7 +8,9 @@ survive the clean-up of what they were made from.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import gc
+import hashlib
 import json
 import logging
 import shutil
@@ -23,11 +25,14 @@ from effllm.pipelines import provenance
 from effllm.pipelines.artifacts import Artifact, write_json
 from effllm.pipelines.display import Display
 from effllm.pipelines.graph import ARTIFACT_PREFIX, Instance, build_source, load_stage
+from effllm.pipelines.identity import canonical_json
 from effllm.pipelines.stage import PROGRESS_FOLDER, Many, Metrics, Stage, StageContext
 from effllm.pipelines.store import Store
 from effllm.pipelines.tracking import Logger, StageLabels
 
 log = logging.getLogger("effllm")
+
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,7 @@ class Run:
     display: Display
     options: Options
     outcomes: dict[str, Outcome] = field(default_factory=dict)
+    _made: set[str] = field(default_factory=set)  # digests computed by this run
 
     def execute(self) -> dict[str, Outcome]:
         """Run what is needed; outcomes by instance name.
@@ -142,19 +148,34 @@ class Run:
             )
 
     def _run_one(self, instance: Instance, stage: Stage) -> None:
-        store, refresh = self.store, instance.name in self.options.refresh
+        store, stale = self.store, instance.name in stale_instances(self.instances, self.options)
         waiting = lambda: self.display.line(  # noqa: E731
             f"{instance.name}: another process is making this result; waiting for it"
         )
         with store.lock(instance.stage, instance.digest, waiting):
-            if not refresh and store.check_quickly(instance.stage, instance.digest) is not None:
-                self.outcomes[instance.name] = Outcome("hit")
-                self.display.skip(instance.name, "made meanwhile by another process")
+            if instance.digest in self._made:
+                self._reuse(instance, "the same recipe as a stage before")
                 return
-            inputs = self._open_inputs(instance)
+            if not stale:
+                if store.finish_publishing(instance.stage, instance.digest):
+                    self._reuse(instance, "was complete, only not yet published")
+                    return
+                if store.check_quickly(instance.stage, instance.digest) is not None:
+                    self._reuse(instance, "made meanwhile by another process")
+                    return
+            try:
+                inputs = self._open_inputs(instance)
+            except EffLLMError as error:
+                self.outcomes[instance.name] = Outcome("failed", error=str(error))
+                raise
             work = store.work(instance.stage, instance.digest)
-            resumed = prepare_work(work, instance)
+            resumed = prepare_work(work, instance, _payload_digest(inputs))
             self._execute(instance, stage, inputs, work, resumed)
+            self._made.add(instance.digest)
+
+    def _reuse(self, instance: Instance, why: str) -> None:
+        self.outcomes[instance.name] = Outcome("hit")
+        self.display.skip(instance.name, why)
 
     def _open_inputs(self, instance: Instance) -> dict[str, Artifact | list[Artifact]]:
         by_name = {one.name: one for one in self.instances}
@@ -194,7 +215,7 @@ class Run:
         )
         tracker = self.logger.start(labels, self.store.root, self.folder)
         self.display.start(instance.name, resumed)
-        provenance.reset_peak_memory()
+        provenance.reset_peak_memory(self.options.device)
         started, clock = provenance.now(), time.perf_counter()
 
         def warn(message: str) -> None:
@@ -253,7 +274,7 @@ class Run:
             _record_error(work, error)
             self.display.fail(instance.name, seconds)
             tracker.finish({}, None, 130 if isinstance(error, KeyboardInterrupt) else 1)
-            if isinstance(error, OSError):
+            if isinstance(error, OSError) and error.errno in _CANNOT_WRITE:
                 raise ArtifactError(
                     f"cannot write to {work.name}: {error.strerror or error}; free some space or "
                     "choose another folder with paths.outputs=…, then run again: it resumes"
@@ -299,10 +320,7 @@ def plan_statuses(instances: list[Instance], store: Store, options: Options) -> 
     for name in [*options.refresh, *([options.until] if options.until else [])]:
         if name not in by_name:
             raise ConfigError(f"execute: no stage {name!r}; there are {', '.join(by_name)}")
-    stale = set(options.refresh)
-    for one in instances:  # a refreshed stage makes everything behind it stale
-        if stale.intersection(one.parents):
-            stale.add(one.name)
+    stale = stale_instances(instances, options)
     parents = {parent for one in instances for parent in one.parents}
     wanted = [options.until] if options.until else [n for n in by_name if n not in parents]
     statuses = dict.fromkeys(by_name, "not needed")
@@ -318,6 +336,16 @@ def plan_statuses(instances: list[Instance], store: Store, options: Options) -> 
             statuses[name] = "run"
             pending += one.parents
     return statuses
+
+
+def stale_instances(instances: list[Instance], options: Options) -> set[str]:
+    """Instances to compute again: the refreshed ones, their twins, and everything behind them."""
+    stale = {one.digest for one in instances if one.name in options.refresh}
+    digests = {one.name: one.digest for one in instances}
+    for one in instances:
+        if any(digests.get(parent) in stale for parent in one.parents):
+            stale.add(one.digest)
+    return {one.name for one in instances if one.digest in stale}
 
 
 def build_stage(instance: Instance) -> Stage:
@@ -338,25 +366,42 @@ def build_stage(instance: Instance) -> Stage:
     return stage
 
 
-def prepare_work(work: Path, instance: Instance) -> bool:
+def prepare_work(work: Path, instance: Instance, inputs: str) -> bool:
     """Make the work folder ready; True if progress of an earlier attempt is kept.
 
-    Progress made by other code is thrown away, and so are half-written payload files.
+    Progress made by other code or from other inputs is thrown away, and so are half-written
+    payload files.
+
+    Args:
+        work: the work folder.
+        instance: what will run in it.
+        inputs: digest of the inputs' payloads.
     """
     record = work / "work.json"
+    wanted = {"instance": instance.name, "code": instance.code, "inputs": inputs}
     try:
-        same_code = json.loads(record.read_text(encoding="utf-8"))["code"] == instance.code
+        found = json.loads(record.read_text(encoding="utf-8"))
+        same = all(found[key] == wanted[key] for key in ("code", "inputs"))
     except (OSError, ValueError, KeyError):
-        same_code = False
+        same = False
     progress = work / PROGRESS_FOLDER
     if work.exists():
         for path in work.iterdir():
-            if path == progress and same_code:
+            if path == progress and same:
                 continue
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     work.mkdir(parents=True, exist_ok=True)
-    write_json(record, {"instance": instance.name, "code": instance.code})
+    write_json(record, wanted)
     return progress.is_dir() and any(progress.iterdir())
+
+
+def _payload_digest(inputs: Mapping[str, Artifact | list[Artifact]]) -> str:
+    """Digest of what the inputs hold, not of how they were made."""
+    outputs = {
+        slot: [one.manifest["outputs"] for one in (value if isinstance(value, list) else [value])]
+        for slot, value in inputs.items()
+    }
+    return hashlib.sha256(canonical_json(outputs).encode()).hexdigest()
 
 
 def _record_error(work: Path, error: BaseException) -> None:

@@ -18,7 +18,9 @@ from typing import Any
 SCHEMA = 1
 DIGEST_LENGTH = 12
 
-_IMPORT = re.compile(r"^\s*(?:from|import) (effllm[\w.]*)", re.MULTILINE)
+_IMPORT = re.compile(
+    r"^\s*(?:from|import) (effllm[\w.]*)(?: import ([\w, ]+|\([^)]*\)))?", re.MULTILINE
+)
 
 
 def canonical_json(value: Any) -> str:
@@ -102,14 +104,26 @@ def fingerprint(targets: Iterable[str]) -> str:
             continue
         files[module], imported = _source(module)
         pending.extend(imported)
+    files = {module: digest for module, digest in files.items() if digest}
     return hashlib.sha256(canonical_json(files).encode()).hexdigest()
 
 
 @cache
 def _source(module: str) -> tuple[str, tuple[str, ...]]:
-    """Digest of a module's file, and the effllm modules it names in import statements."""
-    spec = importlib.util.find_spec(module)
+    """Digest of a module's file, and the effllm modules it names in import statements.
+
+    What `from package import name` imports may be a module as well; names that are none have no
+    digest.
+    """
+    try:
+        spec = importlib.util.find_spec(module)
+    except ModuleNotFoundError:  # `module` is a name inside a module, not a module
+        return "", ()
     if spec is None or spec.origin is None:
         return "", ()
     text = Path(spec.origin).read_text(encoding="utf-8")
-    return hashlib.sha256(text.encode()).hexdigest(), tuple(_IMPORT.findall(text))
+    named = [
+        (package, *(f"{package}.{name}" for name in re.findall(r"\w+", names)))
+        for package, names in _IMPORT.findall(text)
+    ]
+    return hashlib.sha256(text.encode()).hexdigest(), tuple(m for group in named for m in group)

@@ -57,8 +57,12 @@ def package_version(name: str) -> str | None:
         return None
 
 
-def reset_peak_memory() -> None:
-    """Start a new high-water mark of resident memory, where the system can."""
+def reset_peak_memory(device: str) -> None:
+    """Start a new high-water mark of resident and device memory, where the system can."""
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.reset_peak_memory_stats(device)
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:

@@ -24,7 +24,7 @@ from effllm.pipelines.identity import DIGEST_LENGTH
 
 MANIFEST = "manifest.json"
 # What may stand in a work folder besides the payload; it never becomes part of a result.
-NOT_PAYLOAD = ("progress", "error.json", "work.json", MANIFEST)
+NOT_PAYLOAD = ("progress", "error.json", "work.json", "manifest.partial")
 
 
 @dataclass
@@ -128,19 +128,38 @@ class Store:
     def publish(self, work: Path, manifest: dict[str, Any]) -> Path:
         """Make the payload in `work` a complete result: manifest last, then one rename.
 
-        A result that stands there already (`refresh`) is moved to the trash first.
+        Progress is removed only when the manifest is written, so that a kill at any moment loses
+        nothing: `finish_publishing` goes on from here. A result that stands there already
+        (`refresh`) is moved to the trash first.
         """
-        for name in NOT_PAYLOAD:
-            path = work / name
-            if path.is_dir():
-                shutil.rmtree(path)
-            elif path.exists():
-                path.unlink()
+        payload = [
+            file
+            for file in iterate_files(work)
+            if file.relative_to(work).parts[0] not in (*NOT_PAYLOAD, MANIFEST)
+        ]
         manifest["outputs"] = {
             str(file.relative_to(work)): {"bytes": file.stat().st_size, "sha256": _sha256(file)}
-            for file in iterate_files(work)
+            for file in payload
         }
-        write_json(work / MANIFEST, manifest)
+        partial = work / NOT_PAYLOAD[-1]
+        write_json(partial, manifest)
+        partial.rename(work / MANIFEST)
+        return self._move(work, manifest)
+
+    def finish_publishing(self, stage: str, digest: str) -> bool:
+        """Publish a work folder whose manifest was written before its process was killed."""
+        work = self.work(stage, digest)
+        if not (work / MANIFEST).is_file():
+            return False
+        manifest = _read_manifest(work / MANIFEST)
+        _remove_progress(work)
+        if manifest["digest"] != digest or verify_payload(work, manifest):
+            return False
+        self._move(work, manifest)
+        return True
+
+    def _move(self, work: Path, manifest: Mapping[str, Any]) -> Path:
+        _remove_progress(work)
         final = self.folder(manifest["stage"], manifest["digest"])
         final.parent.mkdir(parents=True, exist_ok=True)
         if final.exists():
@@ -211,6 +230,15 @@ def verify_payload(
         if name not in known
     ]
     return problems
+
+
+def _remove_progress(work: Path) -> None:
+    for name in NOT_PAYLOAD:
+        path = work / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.exists():
+            path.unlink()
 
 
 def refuse_damage(folder: Path, manifest: Mapping[str, Any], problems: list[str]) -> None:

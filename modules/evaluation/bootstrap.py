@@ -17,11 +17,6 @@ class Interval:
     low: float
     high: float
 
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether the interval lies on one side of zero."""
-        return self.low > 0 or self.high < 0
-
 
 def bootstrap(
     values: Values,
@@ -56,14 +51,3 @@ def bootstrap(
 def perplexity_interval(nll: Values, **options: object) -> Interval:
     """Perplexity of (N,) window means with its interval."""
     return bootstrap(nll, transform=np.exp, **options)  # type: ignore[arg-type]
-
-
-def perplexity_difference(nll: Values, baseline: Values, **options: object) -> Interval:
-    """Paired difference of perplexities, method minus baseline; negative is better."""
-    arms = np.stack([nll, baseline], axis=1)
-    return bootstrap(arms, transform=_difference_of_exponentials, **options)  # type: ignore[arg-type]
-
-
-def _difference_of_exponentials(means: Values) -> Values:
-    exponentials = np.exp(means)
-    return np.asarray(exponentials[..., 0] - exponentials[..., 1])

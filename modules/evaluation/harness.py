@@ -254,10 +254,12 @@ class BranchingLM(HFLM):
         )
         ours = self._log_probs([row], [(0, place) for place in range(len(row[0]))])
         expected = torch.cat([own, own[branch:]])
-        tolerance = 0.25 if self.model.dtype in (torch.bfloat16, torch.float16) else 1e-3
-        gap = float((ours.exp() - expected.exp()).abs().max())
+        # Rounding of half-precision logits stays well below a tenth; a lost mask does not.
+        tolerance = 0.1 if self.model.dtype in (torch.bfloat16, torch.float16) else 1e-3
+        gap = float((ours - expected).abs().mean())
         if gap > tolerance:
             raise UnsupportedModelError(
-                f"{type(self.model).__name__}: branch masks change its probabilities by {gap:.3g}; "
+                f"{type(self.model).__name__}: branch masks change its log-probabilities by "
+                f"{gap:.3g}; "
                 "this model cannot be evaluated with shared prefixes"
             )

@@ -186,6 +186,13 @@ class BlockStream:
                         )
                     )
             self.model(input_ids=window.to(self.model.device), use_cache=False)
+        for index, block in enumerate(self.blocks):
+            unused = {layer.name for layer in linear_layers(self.model, block)} - set(inputs[index])
+            if unused:
+                raise UnsupportedModelError(
+                    f"{type(self.model).__name__}: block {index} does not call its linear layers "
+                    f"{', '.join(sorted(unused))}; they could not be measured"
+                )
         return extras, [_shared_inputs(seen) for seen in inputs]
 
 

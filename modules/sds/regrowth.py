@@ -14,7 +14,9 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset
+
+from effllm.modules.errors import NumericalError
 
 OptimizerFactory = Callable[..., torch.optim.Optimizer]
 CHECKPOINT = "last.ckpt"
@@ -46,7 +48,7 @@ class ActivationRegrowth(L.LightningModule):
 
     Minimises, for each layer, ||(W0 - W) x||^2 averaged over tokens + l1 * g * w * ||W||_1
     + l2 * g * ||W||_F^2 with g = mean input energy and w = mean|W0|, so that the weights of the
-    penalties mean the same as in the Gram solver.
+    penalties mean the same as in the Gram solver with `space: raw`.
 
     Args:
         originals: (R, C) W0 per layer name.
@@ -105,10 +107,18 @@ class ActivationRegrowth(L.LightningModule):
         return self.optimizer(self.parameters())
 
     def result(self) -> dict[str, Tensor]:
-        """(R, C) float32 per layer name."""
-        return {
+        """(R, C) float32 per layer name.
+
+        Raises:
+            NumericalError: if training diverged; names the layer.
+        """
+        found = {
             name: weight.detach() for name, weight in zip(self.names, self.weights, strict=True)
         }
+        for name, weight in found.items():
+            if not torch.isfinite(weight).all():
+                raise NumericalError(f"layer {name} diverged; lower optimizer.lr")
+        return found
 
 
 class _SaveEveryEpoch(L.Callback):
@@ -121,6 +131,20 @@ class _SaveEveryEpoch(L.Callback):
         partial = self.path.with_suffix(".partial")
         trainer.save_checkpoint(partial)
         partial.replace(self.path)
+
+
+class _Rows(Dataset[list[Tensor]]):
+    """Rows of several tensors, fetched a whole batch at a time."""
+
+    def __init__(self, tensors: list[Tensor]) -> None:
+        self.tensors = tensors
+
+    def __getitems__(self, rows: Tensor) -> list[Tensor]:
+        return [tensor[rows] for tensor in self.tensors]
+
+
+def _unchanged(batch: list[Tensor]) -> list[Tensor]:
+    return batch
 
 
 class _OneStep(Dataset[int]):
@@ -163,12 +187,12 @@ def fit(
     if activations is None:
         loader: DataLoader[Any] = DataLoader(_OneStep())
     else:
-        data = TensorDataset(*activations)
-        loader = DataLoader(data, batch_sampler=_EpochBatches(len(data), batch_size, module, seed))
+        batches = _EpochBatches(len(activations[0]), batch_size, module, seed)
+        loader = DataLoader(_Rows(activations), batch_sampler=batches, collate_fn=_unchanged)
     trainer = L.Trainer(
         max_epochs=epochs,
         accelerator="gpu" if device.startswith("cuda") else "cpu",
-        devices=1,
+        devices=[int(device.partition(":")[2] or 0)] if device.startswith("cuda") else 1,
         logger=False,
         callbacks=[_SaveEveryEpoch(checkpoint)],
         enable_checkpointing=False,

@@ -48,7 +48,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Verdict:
-    """One claim and what the numbers say: reproduced, not reproduced, or inconclusive."""
+    """One claim and what the numbers say, such as reproduced, not reproduced, inconclusive."""
 
     claim: str
     outcome: str

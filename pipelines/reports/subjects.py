@@ -34,6 +34,7 @@ class Subject:
         histogram: the drawn layer's weights, if there is one.
         protocols: role (heldout, test) -> protocol of the windows.
         seconds: time of all stages that made it.
+        resumed: whether one of them was interrupted; its seconds count the last attempt only.
     """
 
     label: str
@@ -43,6 +44,7 @@ class Subject:
     histogram: dict[str, Any] | None = None
     protocols: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
+    resumed: bool = False
 
     @property
     def layer_error(self) -> float | None:
@@ -65,9 +67,15 @@ def gather_subjects(results: Iterable[Artifact]) -> list[Subject]:
             continue
         facts = artifact.subject
         label = facts["checkpoint"]
-        subject = subjects.setdefault(
-            label, Subject(label, facts["history"][1:], seconds=making_seconds(label, manifests))
-        )
+        if label not in subjects:
+            made_by = ancestors(label, manifests)
+            subjects[label] = Subject(
+                label,
+                facts["history"][1:],
+                seconds=sum(float(one["timing"]["seconds"]) for one in made_by),
+                resumed=any(one["timing"]["resumed"] for one in made_by),
+            )
+        subject = subjects[label]
         _add(subject, artifact)
     return sorted(subjects.values(), key=lambda one: (len(one.history), str(one.history)))
 
@@ -87,8 +95,8 @@ def _add(subject: Subject, artifact: Predictions) -> None:
             subject.protocols[name] = chosen[0]["protocol"]
 
 
-def making_seconds(label: str, manifests: Mapping[str, Mapping[str, Any]]) -> float:
-    """Seconds of all stages behind a checkpoint, each once, without what every model shares."""
+def ancestors(label: str, manifests: Mapping[str, Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Manifests of all stages behind a checkpoint, each once, without what every model shares."""
     seen: set[str] = set()
     pending = [label]
     while pending:
@@ -98,8 +106,4 @@ def making_seconds(label: str, manifests: Mapping[str, Mapping[str, Any]]) -> fl
         seen.add(one)
         for value in manifests[one]["inputs"].values():
             pending += value if isinstance(value, list) else [value]
-    return sum(
-        float(manifests[one]["timing"]["seconds"])
-        for one in seen
-        if manifests[one]["stage"] not in _SHARED
-    )
+    return [manifests[one] for one in sorted(seen) if manifests[one]["stage"] not in _SHARED]

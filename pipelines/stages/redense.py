@@ -216,19 +216,13 @@ def _input_kind(ctx: StageContext, subject: str) -> str:
 
 
 def _finish(ctx: StageContext, model: PreTrainedModel, solver: Any, inputs: str) -> Metrics:
-    """Install the solved weights, write the checkpoint, and measure what the step did."""
-    import torch
-
+    """Install the solved weights and write the checkpoint."""
     dense, start = ctx.input("dense", Checkpoint), ctx.input("start", Checkpoint)
-    near_zero, moved = [], []
-    for index, layers in enumerate(_layers_by_block(model)):
+    blocks = _layers_by_block(model)
+    for index, layers in enumerate(blocks):
         solved = ctx.load_progress(block_name(index))
         assert solved is not None
         for name, weight in layers.items():
-            before = weight.float()
-            spread = solved[name].std()
-            near_zero.append(float((solved[name].abs() < 0.1 * spread).float().mean()))
-            moved.append(float((solved[name] - before.cpu()).norm() / before.norm()))
             weight.copy_(solved[name])
     step = {
         "stage": "redense",
@@ -239,7 +233,4 @@ def _finish(ctx: StageContext, model: PreTrainedModel, solver: Any, inputs: str)
         "steps": getattr(solver, "steps", None) or getattr(solver, "epochs", None),
     }
     write_checkpoint(ctx.workdir, model, start.load_tokenizer(), [*start.history, step])
-    return {
-        "near_zero": float(torch.tensor(near_zero).mean()),
-        "relative_change": float(torch.tensor(moved).mean()),
-    }
+    return {"blocks": len(blocks), "inputs": inputs}

@@ -131,3 +131,35 @@ def test_unknown_options_end_with_one_line_and_exit_code_one(outputs):
         done = effllm(*arguments, "scale=smoke", f"paths.outputs={outputs}", folder=outputs)
         assert done.returncode == 1
         assert done.stderr.startswith("ConfigError:") and len(done.stderr.splitlines()) == 1
+
+
+def payloads(folder):
+    """Checksums of every result but the report, which holds times."""
+    return {
+        path.parent.relative_to(folder): json.loads(path.read_text())["outputs"]
+        for path in folder.glob("artifacts/*/*/manifest.json")
+        if path.parent.parent.name != "report_sds"
+    }
+
+
+@pytest.mark.slow
+def test_killed_again_and_again_it_ends_with_the_same_bytes(outputs, tmp_path):
+    """SIGKILL while or right after every twelfth stage of the real pipeline, then to the end."""
+    command = [sys.executable, "-m", "pipelines.run", "paper=sds", "scale=smoke", "logger=none"]
+    command.append(f"paths.outputs={tmp_path}")
+    done = 0
+    while True:
+        run = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        finished = 0
+        for line in run.stdout:
+            finished += bool(re.match(r"\[ *\d+/\d+\].* s  ", line))
+            if finished == 12:
+                run.kill()
+        if run.wait() == 0:
+            break
+        assert run.returncode == -9
+        published = len(payloads(tmp_path))
+        assert published >= done + 12  # what was complete stays, and nothing is made twice
+        done = published
+    assert done > 60
+    assert payloads(tmp_path) == payloads(outputs)

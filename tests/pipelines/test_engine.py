@@ -210,6 +210,9 @@ def test_until_and_refresh(pipeline, execute):
     }
     statuses = execute(pipeline, refresh=("double",))
     assert statuses == {"count": "hit", "double": "ran", "triple": "ran", "collect": "ran"}
+    # Everything behind a refreshed stage runs again, though its result is there.
+    statuses = execute(pipeline, refresh=("count",))
+    assert set(statuses.values()) == {"ran"}
     with pytest.raises(ConfigError, match="no stage 'dubble'"):
         execute(pipeline, refresh=("dubble",))
 
@@ -335,16 +338,57 @@ def test_continue_runs_what_does_not_depend_on_the_failure(stepwise, pipeline, e
     assert {name: one["status"] for name, one in recorded.items()} == statuses
 
 
-def test_a_crash_before_the_rename_publishes_nothing(pipeline, execute, store, monkeypatch):
-    def crash(*args):
-        raise KeyboardInterrupt
+def crash(*args, **kwargs):
+    raise KeyboardInterrupt
 
+
+def test_a_crash_while_publishing_publishes_nothing(pipeline, execute, store, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("effllm.pipelines.store.os.rename", crash)
+        patch.setattr("effllm.pipelines.store.write_json", crash)  # before the manifest
         with pytest.raises(KeyboardInterrupt):
             execute(pipeline, until="count")
     assert not list(store.artifacts.glob("*/*/manifest.json"))
+    assert execute(pipeline, until="count") == {
+        "count": "ran",
+        "double": "not needed",
+        "triple": "not needed",
+        "collect": "not needed",
+    }
+
+
+def test_a_crash_after_the_manifest_loses_nothing(pipeline, execute, store, monkeypatch):
+    from effllm.pipelines.store import Store
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "_move", crash)
+        with pytest.raises(KeyboardInterrupt):
+            execute(pipeline, until="count")
+    assert not list(store.artifacts.glob("*/*/manifest.json"))
+    assert execute(pipeline, until="count")["count"] == "hit"  # published, not computed again
     assert execute(pipeline)["collect"] == "ran"
+
+
+def test_progress_from_other_inputs_is_not_used(stepwise, pipeline, execute, store, monkeypatch):
+    """An input that was made again with other bytes invalidates what was begun with the old."""
+    from effllm.pipelines import executor
+
+    long, fault = stepwise
+    fault.write_text("interrupt 3")
+    with pytest.raises(KeyboardInterrupt):
+        execute(long)
+    fault.unlink()
+    monkeypatch.setattr(executor, "_payload_digest", lambda inputs: "other")
+    assert execute(long) == {"long": "ran"}
+
+
+def test_twins_share_one_computation_and_are_refreshed_together(pipeline, execute):
+    pipeline["twin"] = dict(pipeline["double"])
+    pipeline["behind"] = {**pipeline["triple"], "inputs": {"numbers": "twin"}}
+    first = execute(pipeline)
+    assert sorted([first["double"], first["twin"]]) == ["hit", "ran"]
+    again = execute(pipeline, refresh=("double",))
+    assert sorted([again["double"], again["twin"]]) == ["hit", "ran"]
+    assert again["behind"] == again["collect"] == "ran"
 
 
 def test_two_equal_runs_share_one_computation(pipeline, execute, store):

@@ -5,11 +5,7 @@ import pytest
 import torch
 
 from effllm.modules.errors import UnsupportedModelError
-from effllm.modules.evaluation.bootstrap import (
-    bootstrap,
-    perplexity_difference,
-    perplexity_interval,
-)
+from effllm.modules.evaluation.bootstrap import bootstrap, perplexity_interval
 from effllm.modules.evaluation.layers import compare_layer, weight_histogram
 from effllm.modules.evaluation.perplexity import perplexity, window_nll
 from effllm.modules.modeling.tiny import VOCABULARY, tiny_model
@@ -57,16 +53,18 @@ def test_paired_differences_are_tighter_than_unpaired_ones():
     random = np.random.default_rng(1)
     difficulty = random.normal(3, 1, 30)
     better = difficulty - 0.05 + random.normal(0, 0.01, 30)
-    found = perplexity_difference(better, difficulty)
-    assert found.high < 0 and found.excludes_zero
-    one, other = perplexity_interval(better), perplexity_interval(difficulty)
+    found = bootstrap(better - difficulty)
+    assert found.high < 0
+    one, other = bootstrap(better), bootstrap(difficulty)
     assert one.high > other.low  # the separate intervals overlap widely
     assert found.value == pytest.approx(one.value - other.value)
+    assert perplexity_interval(better).value == pytest.approx(math.exp(one.value))
 
 
-def test_equal_arms_differ_by_nothing():
-    found = perplexity_difference(np.arange(5.0), np.arange(5.0))
-    assert (found.value, found.low, found.high, found.excludes_zero) == (0, 0, 0, False)
+def test_arms_are_resampled_together():
+    arms = np.stack([np.arange(20.0), np.arange(20.0) + 1], axis=1)
+    found = bootstrap(arms, transform=lambda means: means[..., 1] - means[..., 0])
+    assert (found.low, found.value, found.high) == pytest.approx((1, 1, 1))
 
 
 def test_layer_comparison(generator):
@@ -121,9 +119,12 @@ def test_long_contexts_are_cut_from_the_left_as_the_harness_does(tokenizer, tiny
     assert ours[0][0] == pytest.approx(plain[0][0], rel=1e-4)
 
 
-def test_a_model_that_ignores_the_mask_is_refused(tokenizer, tiny_llama):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_that_ignores_the_mask_is_refused(tokenizer, tiny_llama, dtype):
     from effllm.modules.evaluation.harness import BranchingLM
 
+    tiny_llama = tiny_llama.to(dtype)
+    BranchingLM(pretrained=tiny_llama, tokenizer=tokenizer, batch_size=1, max_length=64)
     inner = tiny_llama.model.forward
     tiny_llama.model.forward = lambda *args, **kwargs: inner(
         *args, **{**kwargs, "attention_mask": None}

@@ -1,0 +1,82 @@
+"""Names and verdicts of the SDS report."""
+
+import numpy as np
+import pytest
+
+from effllm.modules.evaluation.bootstrap import Interval
+from effllm.pipelines.reports.sds import Comparison, describe, verdict, verdicts
+from effllm.pipelines.reports.subjects import Subject
+
+PRUNE = {"stage": "prune", "pruner": "wanda", "pattern": "2:4"}
+REDENSE = {
+    "stage": "redense",
+    "inputs": "sparse",
+    "start": "sparse",
+    "l1_weight": 0.1,
+    "l2_weight": 0.0,
+}
+ADJUST = {"stage": "adjust", "steps": 10, "refit_steps": 10, "space": "scaled"}
+REFIT = {**ADJUST, "steps": 0}
+
+
+@pytest.mark.parametrize(
+    ("history", "variant", "method"),
+    [
+        ([], "dense", "Dense"),
+        ([PRUNE], "prune", "Wanda"),
+        ([PRUNE, REFIT], "refit", "Wanda + refit"),
+        ([PRUNE, ADJUST], "iht", "Wanda + IHT"),
+        ([PRUNE, REFIT, REFIT], "refit_again", "Wanda + refit twice"),
+        ([PRUNE, REDENSE], "redense", "Wanda, re-dense only (D)"),
+        ([PRUNE, REDENSE, PRUNE], "early_exit", "SDS early exit (Wanda)"),
+        ([PRUNE, REDENSE, PRUNE, ADJUST], "sds", "SDS (Wanda)"),
+        (
+            [PRUNE, {**REDENSE, "inputs": "dense"}, PRUNE, ADJUST],
+            "sds_variant",
+            "SDS (Wanda, DD inputs)",
+        ),
+        (
+            [{**REDENSE, "start": "dense"}, PRUNE, ADJUST],
+            "sds_variant",
+            "SDS (Wanda, started dense (S-DS))",
+        ),
+        ([{**REDENSE, "start": "dense"}], "redense_variant", "Dense, re-densed (S-DS)"),
+    ],
+)
+def test_models_are_named_by_what_was_done_to_them(history, variant, method):
+    row = describe(Subject("model/0", history))
+    assert (row.variant, row.method) == (variant, method)
+
+
+@pytest.mark.parametrize(
+    ("interval", "outcome"),
+    [
+        (Interval(-10, -12, -8), "reproduced"),
+        (Interval(-4, -5, -2), "inconclusive"),  # beyond zero, but not beyond the margin
+        (Interval(0, -1, 1), "inconclusive"),
+        (Interval(5, 4, 6), "not reproduced"),
+    ],
+)
+def test_a_verdict_needs_the_whole_interval_beyond_the_margin(interval, outcome):
+    assert verdict("c", interval, "e", margin=3.0).outcome == outcome
+
+
+def test_controls_are_judged_in_other_words_and_in_accuracy_too():
+    random = np.random.default_rng(0)
+    base = random.normal(4, 0.3, 40)
+    correct = (random.random(200) < 0.5).astype(float)
+
+    def subject(label, history, shift, right):
+        return Subject(label, history, {"test": base + shift, "heldout": base, "task": right})
+
+    rows = [
+        describe(subject("a", [PRUNE], 0.3, correct)),
+        describe(subject("b", [PRUNE, REFIT], -0.3, correct)),
+        describe(subject("c", [PRUNE, REDENSE, PRUNE, ADJUST], 0.0, correct)),
+    ]
+    outcomes = {one.claim: one.outcome for one in verdicts(Comparison(rows, 1000))}
+    assert outcomes["SDS beats one-shot Wanda in perplexity."] == "reproduced"
+    assert outcomes["SDS beats one-shot Wanda in accuracy."] == "inconclusive"
+    control = "The re-dense step earns its place: SDS beats Wanda + refit of the first mask"
+    assert outcomes[f"{control} in perplexity."] == "not supported"
+    assert outcomes[f"{control} in accuracy."] == "inconclusive"
