@@ -24,7 +24,13 @@ from effllm.modules.errors import ArtifactError, ConfigError, EffLLMError
 from effllm.pipelines import provenance
 from effllm.pipelines.artifacts import Artifact, write_json
 from effllm.pipelines.display import Display
-from effllm.pipelines.graph import ARTIFACT_PREFIX, Instance, build_source, load_stage
+from effllm.pipelines.graph import (
+    ARTIFACT_PREFIX,
+    Instance,
+    build_source,
+    load_stage,
+    suggest,
+)
 from effllm.pipelines.identity import canonical_json
 from effllm.pipelines.stage import PROGRESS_FOLDER, Many, Metrics, Stage, StageContext
 from effllm.pipelines.store import Store
@@ -32,7 +38,15 @@ from effllm.pipelines.tracking import Logger, StageLabels
 
 log = logging.getLogger("effllm")
 
-_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+# Errors of the file system that a person can repair.
+CANNOT_WRITE = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+)
 
 
 @dataclass(frozen=True)
@@ -274,7 +288,7 @@ class Run:
             _record_error(work, error)
             self.display.fail(instance.name, seconds)
             tracker.finish({}, None, 130 if isinstance(error, KeyboardInterrupt) else 1)
-            if isinstance(error, OSError) and error.errno in _CANNOT_WRITE:
+            if isinstance(error, OSError) and error.errno in CANNOT_WRITE:
                 raise ArtifactError(
                     f"cannot write to {work.name}: {error.strerror or error}; free some space or "
                     "choose another folder with paths.outputs=…, then run again: it resumes"
@@ -319,7 +333,7 @@ def plan_statuses(instances: list[Instance], store: Store, options: Options) -> 
     by_name = {one.name: one for one in instances}
     for name in [*options.refresh, *([options.until] if options.until else [])]:
         if name not in by_name:
-            raise ConfigError(f"execute: no stage {name!r}; there are {', '.join(by_name)}")
+            raise ConfigError(f"execute: no stage {name!r}; {suggest(name, by_name)}")
     stale = stale_instances(instances, options)
     parents = {parent for one in instances for parent in one.parents}
     wanted = [options.until] if options.until else [n for n in by_name if n not in parents]

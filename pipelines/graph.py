@@ -9,8 +9,9 @@ are imported, nothing is built, torch is not needed.
 """
 
 import dataclasses
+import difflib
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -196,7 +197,13 @@ def _lookup(name: str, slot: str, wanted: str, names: list[str]) -> str:
         candidate = f"{scope}.{wanted}" if scope else wanted
         if candidate in names and candidate != name:
             return candidate
-    raise GraphError(f"{name}.inputs.{slot}: no stage {wanted!r}; there are {', '.join(names)}")
+    raise GraphError(f"{name}.inputs.{slot}: no stage {wanted!r}; {suggest(wanted, names)}")
+
+
+def suggest(wanted: str, names: Iterable[str]) -> str:
+    """What somebody who typed `wanted` may have meant."""
+    close = difflib.get_close_matches(wanted, list(names), n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(close)}?" if close else "`effllm plan` lists them"
 
 
 def _match(name: str, slot: str, patterns: list[str], names: list[str]) -> list[str]:

@@ -7,7 +7,6 @@ that a reuse across a code change can be pointed out.
 """
 
 import hashlib
-import importlib.util
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,6 +17,7 @@ from typing import Any
 SCHEMA = 1
 DIGEST_LENGTH = 12
 
+_ROOT = Path(__file__).parent.parent  # the folder of the import root `effllm`
 _IMPORT = re.compile(
     r"^\s*(?:from|import) (effllm[\w.]*)(?: import ([\w, ]+|\([^)]*\)))?", re.MULTILINE
 )
@@ -115,13 +115,12 @@ def _source(module: str) -> tuple[str, tuple[str, ...]]:
     What `from package import name` imports may be a module as well; names that are none have no
     digest.
     """
-    try:
-        spec = importlib.util.find_spec(module)
-    except ModuleNotFoundError:  # `module` is a name inside a module, not a module
+    path = _ROOT.joinpath(*module.split(".")[1:])
+    files = (path.with_suffix(".py"), path / "__init__.py")
+    file = next((file for file in files if file.is_file()), None)
+    if file is None:
         return "", ()
-    if spec is None or spec.origin is None:
-        return "", ()
-    text = Path(spec.origin).read_text(encoding="utf-8")
+    text = file.read_text(encoding="utf-8")
     named = [
         (package, *(f"{package}.{name}" for name in re.findall(r"\w+", names)))
         for package, names in _IMPORT.findall(text)

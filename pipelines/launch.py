@@ -16,14 +16,15 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from effllm.modules.errors import ArtifactError, ConfigError
+from effllm.modules.errors import ArtifactError, ConfigError, EffLLMError
 from effllm.pipelines import schema
 from effllm.pipelines.artifacts import Report
 from effllm.pipelines.display import Display
-from effllm.pipelines.executor import Options, Outcome, Run, plan_statuses
+from effllm.pipelines.executor import CANNOT_WRITE, Options, Outcome, Run, plan_statuses
 from effllm.pipelines.graph import Instance, build_graph
 from effllm.pipelines.store import Store
 
@@ -35,26 +36,38 @@ def run_command(arguments: Sequence[str]) -> int:
     """`effllm run`: compose, execute, print where the report is.
 
     Raises:
-        ConfigError: for whatever Hydra or OmegaConf refuse, on one line.
+        EffLLMError: what went wrong, on one line; also for whatever Hydra or OmegaConf refuse.
     """
     sys.argv = [sys.argv[0], *arguments]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of being printed by Hydra
     schema.register()
+    failures: list[EffLLMError] = []
+
+    @hydra.main(version_base="1.3", config_path=CONF_DIR, config_name="config")
+    def task(config: DictConfig) -> float | None:
+        job = HydraConfig.get()
+        try:
+            return execute(config, Path(job.runtime.output_dir))
+        except EffLLMError as error:
+            if job.mode == RunMode.MULTIRUN:  # the launcher must know, it may be another process
+                raise
+            failures.append(error)  # Hydra would print a line of its own in front of it
+            return None
+
     try:
-        _hydra_main()
+        task()
     except (HydraException, OmegaConfBaseException) as error:
         raise _one_line(error) from error
     except OSError as error:  # Hydra makes the run folder before we are asked
+        if error.errno not in CANNOT_WRITE:
+            raise
         raise ArtifactError(
             f"cannot write to {error.filename} ({error.strerror}); free some space or choose "
             "another folder with paths.outputs=…"
         ) from error
+    if failures:
+        raise failures[0]
     return 0
-
-
-@hydra.main(version_base="1.3", config_path=CONF_DIR, config_name="config")
-def _hydra_main(config: DictConfig) -> float | None:
-    return execute(config, Path(HydraConfig.get().runtime.output_dir))
 
 
 def plan_command(arguments: Sequence[str]) -> int:
@@ -215,6 +228,7 @@ def _quieten_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("LMEVAL_LOG_LEVEL", "ERROR")
