@@ -6,6 +6,7 @@ unit diagonal and W' = W diag(d). The output error is the same number in both, a
 the scaled space is a Wanda-weighted L1, and |W'| is Wanda's score.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -55,6 +56,17 @@ class Coordinates:
     def leave(self, weight: Tensor) -> Tensor:
         """Undo `enter`."""
         return weight / self.scale
+
+
+def coordinates_by_layer(
+    grams: Mapping[str, Tensor], space: Space, device: str
+) -> dict[str, Coordinates]:
+    """Coordinates per layer name; layers that share a Gram matrix share them."""
+    shared: dict[int, Coordinates] = {}
+    for gram in grams.values():
+        if id(gram) not in shared:
+            shared[id(gram)] = Coordinates.of(gram.to(device), space)
+    return {name: shared[id(gram)] for name, gram in grams.items()}
 
 
 def largest_eigenvalue(gram: Tensor) -> float:

@@ -45,7 +45,7 @@ class Adjust(Stage):
         """Adjusted checkpoint with masks; one Lightning epoch per block."""
         from effllm.modules.modeling.blocks import prunable_layers
         from effllm.modules.sds.regrowth import GramRegrowth, fit
-        from effllm.modules.sparsity.space import Coordinates
+        from effllm.modules.sparsity.space import coordinates_by_layer
 
         dense, pruned = ctx.input("dense", Checkpoint), ctx.input("pruned", Checkpoint)
         originals = prunable_layers(dense.load_model("float32", ctx.device))
@@ -57,12 +57,9 @@ class Adjust(Stage):
         def solve(index: int) -> None:
             import torch
 
-            shared: dict[int, Coordinates] = {}
             solved = {}
-            for name, gram in grams.block(index).items():
-                at = shared.get(id(gram))
-                if at is None:
-                    at = shared[id(gram)] = Coordinates.of(gram.to(ctx.device), self.solver.space)
+            coordinates = coordinates_by_layer(grams.block(index), self.solver.space, ctx.device)
+            for name, at in coordinates.items():
                 key = f"{index}.{name}"
                 found = self.solver.solve(
                     originals[key].read(),

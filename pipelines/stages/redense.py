@@ -39,22 +39,18 @@ class Redense(Stage):
     def run(self, ctx: StageContext) -> Metrics:
         """Dense checkpoint; one Lightning epoch per block."""
         from effllm.modules.sds.regrowth import GramRegrowth, fit
-        from effllm.modules.sparsity.space import Coordinates
+        from effllm.modules.sparsity.space import coordinates_by_layer
 
         original, model = _load_pair(ctx, self.dtype)
         grams = ctx.input("gram", Grams)
         originals, starts = _layers_by_block(original), _layers_by_block(model)
 
         def solve(index: int) -> None:
-            shared: dict[int, Coordinates] = {}
-            solved = {}
-            for name, gram in grams.block(index).items():
-                at = shared.get(id(gram))
-                if at is None:
-                    at = shared[id(gram)] = Coordinates.of(gram.to(ctx.device), self.solver.space)
-                solved[name] = self.solver.solve(
-                    originals[index][name], starts[index][name], at
-                ).cpu()
+            layers = coordinates_by_layer(grams.block(index), self.solver.space, ctx.device)
+            solved = {
+                name: self.solver.solve(originals[index][name], starts[index][name], at).cpu()
+                for name, at in layers.items()
+            }
             ctx.save_progress(block_name(index), solved)
             ctx.progress(index + 1, len(originals), "block")
 
