@@ -28,6 +28,7 @@ class ReportSds(Stage):
     def run(self, ctx: StageContext) -> Metrics:
         """`index.html`, `report.md`, `results.json`, and `figures/`."""
         import effllm.pipelines.reports.sds as sds
+        import effllm.pipelines.reports.sds_figures as sds_figures
         from effllm.pipelines.reports.page import Figure, Heading, Page, Text
         from effllm.pipelines.reports.subjects import gather_subjects
 
@@ -55,7 +56,7 @@ class ReportSds(Stage):
                 )
             )
         page.add(Heading("Perplexity"), sds.main_table(data))
-        sds.draw_perplexity(data, figures, "2:4")
+        sds_figures.draw_perplexity(data, figures, "2:4")
         page.add(Figure("perplexity", "Test perplexity at 2:4; filled: SDS."))
         page.add(Heading("What the paper claims, and what these numbers say"))
         verdicts = sds.verdicts(data)
@@ -74,11 +75,11 @@ class ReportSds(Stage):
         for pattern in ("4:8", "50%"):
             if any(row.pattern == pattern for row in rows):
                 page.add(Heading(f"All metrics at {pattern}"), sds.detail_table(data, pattern))
-        if sds.draw_histograms(data, figures, "sparsegpt", "2:4"):
+        if sds_figures.draw_histograms(data, figures, "sparsegpt", "2:4"):
             page.add(Heading("Weights of one layer along the way"))
             caption = "SparseGPT, 2:4. The paper's picture: one lobe, two lobes with a hole, "
             page.add(Figure("weights", caption + "three peaks, two softened lobes."))
-        if sds.draw_layer_errors(data, figures, "sparsegpt", "2:4"):
+        if sds_figures.draw_layer_errors(data, figures, "sparsegpt", "2:4"):
             page.add(Heading("Error by layer"))
             caption = "Mean relative output error per block on the dense model's held-out inputs; "
             page.add(Figure("layer_errors", caption + "SparseGPT, 2:4."))
