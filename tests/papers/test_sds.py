@@ -149,12 +149,12 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(outputs, tmp_path):
     command.append(f"paths.outputs={tmp_path}")
     done = 0
     while True:
-        run = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
         finished = 0
-        for line in run.stdout:
-            finished += bool(re.match(r"\[ *\d+/\d+\].* s  ", line))
-            if finished == 12:
-                run.kill()
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as run:
+            for line in run.stdout:
+                finished += bool(re.match(r"\[ *\d+/\d+\].* s  ", line))
+                if finished == 12:
+                    run.kill()
         if run.wait() == 0:
             break
         assert run.returncode == -9
