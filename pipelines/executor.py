@@ -29,9 +29,9 @@ from effllm.pipelines.graph import (
     Instance,
     build_source,
     load_stage,
-    suggest,
 )
 from effllm.pipelines.identity import canonical_json
+from effllm.pipelines.planning import Options, plan_statuses, stale_instances
 from effllm.pipelines.stage import PROGRESS_FOLDER, Many, Metrics, Stage, StageContext
 from effllm.pipelines.store import Store
 from effllm.pipelines.tracking import Logger, StageLabels
@@ -47,23 +47,6 @@ CANNOT_WRITE = (
     errno.EPERM,
     errno.ENOTDIR,
 )
-
-
-@dataclass(frozen=True)
-class Options:
-    """Run controls, from the config group `execute` and the machine settings.
-
-    Attributes:
-        until: the only wanted instance; all leaves if None.
-        refresh: instances to compute again though their results are complete.
-        on_error: `stop`, or `continue` with what does not depend on the failed stage.
-        device: torch device string.
-    """
-
-    until: str | None = None
-    refresh: tuple[str, ...] = ()
-    on_error: str = "stop"
-    device: str = "cpu"
 
 
 @dataclass
@@ -321,45 +304,6 @@ class Run:
             link, target = links / one.name, self.store.folder(one.stage, one.digest)
             if target.is_dir() and not link.is_symlink():
                 link.symlink_to(target.resolve())
-
-
-def plan_statuses(instances: list[Instance], store: Store, options: Options) -> dict[str, str]:
-    """What a run would do with each instance: `hit`, `run`, or `not needed`.
-
-    Raises:
-        ConfigError: if `until` or `refresh` name no instance.
-        ArtifactError: if a result that would be reused is damaged.
-    """
-    by_name = {one.name: one for one in instances}
-    for name in [*options.refresh, *([options.until] if options.until else [])]:
-        if name not in by_name:
-            raise ConfigError(f"execute: no stage {name!r}; {suggest(name, by_name)}")
-    stale = stale_instances(instances, options)
-    parents = {parent for one in instances for parent in one.parents}
-    wanted = [options.until] if options.until else [n for n in by_name if n not in parents]
-    statuses = dict.fromkeys(by_name, "not needed")
-    pending = [*wanted, *(name for name in stale if options.until is None)]
-    while pending:
-        name = pending.pop()
-        if name not in by_name or statuses[name] != "not needed":
-            continue
-        one = by_name[name]
-        if name not in stale and store.check_quickly(one.stage, one.digest) is not None:
-            statuses[name] = "hit"
-        else:
-            statuses[name] = "run"
-            pending += one.parents
-    return statuses
-
-
-def stale_instances(instances: list[Instance], options: Options) -> set[str]:
-    """Instances to compute again: the refreshed ones, their twins, and everything behind them."""
-    stale = {one.digest for one in instances if one.name in options.refresh}
-    digests = {one.name: one.digest for one in instances}
-    for one in instances:
-        if any(digests.get(parent) in stale for parent in one.parents):
-            stale.add(one.digest)
-    return {one.name for one in instances if one.digest in stale}
 
 
 def build_stage(instance: Instance) -> Stage:

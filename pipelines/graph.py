@@ -89,6 +89,8 @@ def build_graph(pipeline: Mapping[str, Any], store: Store) -> list[Instance]:
     if problems:
         raise ConfigError("; ".join(problems))
     ordered = _topological(instances)
+    for cls in dict.fromkeys(instance.cls for instance in ordered):
+        cls.check_together({one.name: one.config for one in ordered if one.cls is cls})
     for instance in ordered:
         _check_kinds(instance, instances, store)
         _identify(instance, instances, store)
@@ -138,7 +140,9 @@ def _expand(stages: Nodes, templates: Nodes) -> Nodes:
 def _instance(name: str, config: dict[str, Any], names: list[str]) -> Instance:
     config = dict(config)
     target = config.pop("_target_")
-    inputs = config.pop("inputs", None) or {}
+    given = config.pop("inputs", None) or {}
+    # null takes away an input that a recipe gave, where the stage was replaced by another.
+    inputs = {slot: wanted for slot, wanted in given.items() if wanted is not None}
     cls = load_stage(target, name)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     unknown = sorted(set(config) - set(fields))

@@ -24,8 +24,9 @@ from effllm.modules.errors import ArtifactError, ConfigError, EffLLMError
 from effllm.pipelines import schema
 from effllm.pipelines.artifacts import Report
 from effllm.pipelines.display import Display
-from effllm.pipelines.executor import CANNOT_WRITE, Options, Outcome, Run, plan_statuses
+from effllm.pipelines.executor import CANNOT_WRITE, Outcome, Run
 from effllm.pipelines.graph import Instance, build_graph
+from effllm.pipelines.planning import Options, plan_statuses
 from effllm.pipelines.store import Store
 
 CONF_DIR = str(Path(__file__).resolve().parent.parent / "conf")

@@ -65,6 +65,17 @@ class Stage:
     DIGEST_DEFAULTS: ClassVar[Mapping[str, Any]] = {}
     SOURCES: ClassVar[tuple[str, ...]] = ()
 
+    @classmethod
+    def check_together(cls, configs: Mapping[str, Mapping[str, Any]]) -> None:
+        """Refuse instances of this class that must not stand in one pipeline.
+
+        Args:
+            configs: instance name -> fields, nested objects as plain data.
+
+        Raises:
+            ConfigError: names the instances and the remedy.
+        """
+
     def run(self, ctx: StageContext) -> Metrics:
         """Do the work: read `ctx.inputs`, write the payload to `ctx.workdir`, return metrics."""
         raise NotImplementedError

@@ -16,8 +16,13 @@ from pathlib import Path
 from random import Random
 
 from effllm.modules.errors import DataError
+from effllm.modules.hub import require_on_hub
 
 SPLITS = ("train", "calibration", "heldout", "test")
+_REMEDY = (
+    "check the name and the network, give a local file with data.path=…, or use the embedded "
+    "data=enwiki"
+)
 
 
 @dataclass(frozen=True)
@@ -138,8 +143,10 @@ class HubText:
         return {"name": self.name, "revision": "local", "sha256": _file_digest(Path(self.path))}
 
     def check(self) -> None:
-        """Raise DataError if a local file was named that does not exist."""
-        if self.path is not None and not Path(self.path).is_file():
+        """Raise DataError if the local file, or the set on the hub, is out of reach."""
+        if self.path is None:
+            require_on_hub(self.name, "dataset", self.revision, _REMEDY)
+        elif not Path(self.path).is_file():
             raise DataError(f"data.path={self.path}: no such file")
 
     def documents(self, splits: Iterable[str]) -> dict[str, list[Document]]:
@@ -191,8 +198,7 @@ class HubText:
             texts = [row[self.column] for row in rows.take(self.max_documents)]
         except Exception as error:
             raise DataError(
-                f"data {self.name} could not be fetched ({type(error).__name__}); check the "
-                "network, give a local file with data.path=…, or use the embedded data=enwiki"
+                f"data {self.name} could not be fetched ({type(error).__name__}); {_REMEDY}"
             ) from error
         return [Document(f"{split}-{number}", text) for number, text in enumerate(texts)]
 

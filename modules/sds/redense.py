@@ -9,6 +9,7 @@ clusters around zero: what the first pruning removed comes back small. Early sto
 the method: run to convergence without penalties, D is W0 and nothing was gained.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -25,15 +26,19 @@ class ProximalGradient:
 
     Args:
         steps: iterations T; 0 returns the start.
+        accelerated: with Nesterov's momentum (FISTA). A Gram matrix of activations is so
+            ill-conditioned that 30 accelerated steps go farther than 200 plain ones.
         l1_weight: scale-free L1 penalty (lambda_1).
         l2_weight: scale-free squared L2 penalty (lambda_2).
         space: `scaled` = unit-energy input channels, `raw` = the paper's literal weights.
 
     Source: SDS (arXiv:2408.10473) eq. 3, second-hand; optimiser and normalisation ours.
+        Acceleration: Beck and Teboulle 2009, FISTA with constant step, eq. 4.1-4.3.
     Deviates: the paper states 200 epochs at learning rate 0.1 and names no optimiser.
     """
 
     steps: int = 50
+    accelerated: bool = True
     l1_weight: float = 0.1
     l2_weight: float = 0.01
     space: Space = "scaled"
@@ -62,9 +67,14 @@ class ProximalGradient:
         advance = -2.0 * rate * at.gram
         advance.diagonal().add_(1.0 - 2.0 * rate * ridge)
         pull = 2.0 * rate * (target @ at.gram)
-        current = at.enter(start)
+        current = ahead = at.enter(start)
+        momentum = 1.0
         for _ in range(self.steps):
-            current = softshrink(torch.addmm(pull, current, advance), threshold)
+            previous, current = current, softshrink(torch.addmm(pull, ahead, advance), threshold)
+            ahead = current
+            if self.accelerated:
+                past, momentum = momentum, (1 + math.sqrt(1 + 4 * momentum**2)) / 2
+                ahead = torch.lerp(previous, current, 1 + (past - 1) / momentum)
         result = at.leave(current)
         if not torch.isfinite(result).all():
             raise NumericalError("re-dense diverged: the Gram matrix or the weights are not finite")

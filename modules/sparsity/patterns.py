@@ -25,6 +25,9 @@ class Pattern(Protocol):
     def mask(self, score: Tensor, *, scope: Scope) -> Tensor:
         """(R, C) score -> (R, C) bool, True = kept; `scope` only matters when unstructured."""
 
+    def rows_are_independent(self, scope: Scope) -> bool:
+        """Whether the mask of a row is the same whatever the other rows hold."""
+
     def check(self, columns: int) -> None:
         """Raise ValueError if a matrix with `columns` inputs cannot carry the pattern."""
 
@@ -51,6 +54,10 @@ class Unstructured:
     def mask(self, score: Tensor, *, scope: Scope) -> Tensor:
         """Keep the highest scores of each row, or of the whole matrix."""
         return (row_mask if scope == "row" else matrix_mask)(score, ratio=self.ratio)
+
+    def rows_are_independent(self, scope: Scope) -> bool:
+        """Only if rows are compared within themselves."""
+        return scope == "row"
 
     def check(self, columns: int) -> None:
         """Every matrix can be pruned without structure."""
@@ -81,6 +88,11 @@ class Grouped:
         """Keep the highest scores of each group; `scope` plays no part."""
         del scope
         return nm_mask(score, keep=self.keep, group=self.group)
+
+    def rows_are_independent(self, scope: Scope) -> bool:
+        """Always: a group lies within a row."""
+        del scope
+        return True
 
     def check(self, columns: int) -> None:
         """Refuse a layer whose inputs do not divide into groups."""

@@ -128,25 +128,27 @@ class SparseGPT:
         dead = statistic.diagonal() == 0
         weight[:, dead] = 0
         upper, damping = inverse_factor(statistic, self.damping)
-        chosen = torch.ones_like(weight, dtype=torch.bool) if mask is None else mask
+        chosen = torch.ones_like(weight, dtype=torch.bool) if mask is None else mask.clone()
         columns = weight.shape[1]
         for start in range(0, columns, self.block_columns):
             stop = min(start + self.block_columns, columns)
-            block = weight[:, start:stop]  # a view: the sweep works in place
+            block = weight[:, start:stop].T.contiguous()  # (b, R): a column of W lies in one piece
             factor = upper[start:stop, start:stop]
-            keep = chosen[:, start:stop]
+            scale = factor.diagonal()
+            removed = ~chosen[:, start:stop].T.contiguous()
             if mask is None and isinstance(pattern, Unstructured):
-                keep.copy_(pattern.mask((block / factor.diagonal()).abs(), scope=self.scope))
-            errors = torch.zeros_like(block)
+                removed = ~pattern.mask((block.T / scale).abs(), scope=self.scope).T.contiguous()
+            errors = torch.empty_like(block)
             for column in range(stop - start):
                 if mask is None and not isinstance(pattern, Unstructured) and column % group == 0:
                     run = slice(column, column + group)
-                    score = (block[:, run] / factor.diagonal()[run]).abs()
-                    keep[:, run] = pattern.mask(score, scope=self.scope)
-                error = torch.where(keep[:, column], 0.0, block[:, column]) / factor[column, column]
-                block[:, column:].addr_(error, factor[column, column:], alpha=-1)
-                errors[:, column] = error
-            weight[:, stop:].addmm_(errors, upper[start:stop, stop:], alpha=-1)
+                    score = (block[run].T / scale[run]).abs()
+                    removed[run] = ~pattern.mask(score, scope=self.scope).T
+                torch.mul(block[column] / scale[column], removed[column], out=errors[column])
+                block[column:].addr_(factor[column, column:], errors[column], alpha=-1)
+            weight[:, start:stop] = block.T
+            chosen[:, start:stop] = ~removed.T
+            weight[:, stop:].addmm_(errors.T, upper[start:stop, stop:], alpha=-1)
         return Pruned(weight * chosen, chosen, damping)
 
 

@@ -6,6 +6,7 @@ pruned blocks before it, so later blocks can make up for what earlier ones lost.
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -57,22 +58,33 @@ def prune_block(
         statistics: dict[str, Tensor] = {}
         if pruner.statistic is not None:
             statistics = stream.collect(pruner.statistic, groups=groups)
-        for name in (name for group in groups for name in group):
-            original, statistic = layers[name].read().clone(), statistics.get(name)
+        for names in _stacks(groups, pruner, pattern):
+            statistic = statistics.get(names[0])
+            originals = [layers[name].read().clone() for name in names]
             try:
-                pruned = pruner.prune(original, statistic, pattern)
+                pruned = pruner.prune(torch.cat(originals), statistic, pattern)
             except NumericalError as error:
-                raise NumericalError(f"block {stream.index}, layer {name}: {error}") from error
-            layers[name].write(pruned.weight)
-            record.masks[name] = pruned.mask
+                raise NumericalError(f"block {stream.index}, layer {names[0]}: {error}") from error
             record.damping = max(record.damping, pruned.damping)
-            if statistic is not None and statistic.dim() == 2:
-                record.errors[name] = output_error(original, pruned.weight, statistic)
+            rows = [len(original) for original in originals]
+            parts = zip(pruned.weight.split(rows), pruned.mask.split(rows), strict=True)
+            for name, original, (weight, mask) in zip(names, originals, parts, strict=True):
+                layers[name].write(weight)
+                record.masks[name] = mask.clone()  # not a view of the whole stack
+                if statistic is not None and statistic.dim() == 2:
+                    record.errors[name] = output_error(original, weight, statistic)
     if pruner.statistic is None:
         stream.skip()
     else:
         stream.advance()
     return record
+
+
+def _stacks(groups: list[list[str]], pruner: Pruner, pattern: Pattern) -> list[list[str]]:
+    """Layers to prune in one go: those with equal inputs, where rows do not compete."""
+    if pattern.rows_are_independent(pruner.scope):
+        return groups
+    return [[name] for group in groups for name in group]
 
 
 def check_pattern(model: PreTrainedModel, pattern: Pattern) -> None:

@@ -16,8 +16,9 @@ from torch import Tensor
 
 Space = Literal["raw", "scaled"]
 
-_EXACT_LIMIT = 4096
+_EXACT_LIMIT = 768  # an exact spectrum of 1536 columns costs as much as ten solver steps
 _POWER_ITERATIONS = 100
+_SETTLED = 1e-4  # relative change per iteration
 
 
 @dataclass(frozen=True)
@@ -70,15 +71,16 @@ def coordinates_by_layer(
 
 
 def largest_eigenvalue(gram: Tensor) -> float:
-    """Largest eigenvalue, exact up to 4096 columns, else 100 power iterations plus 5 %.
+    """Largest eigenvalue, exact up to 768 columns, else power iterations plus 5 %.
 
     The trace bounds it from above. Solvers that need a bound check that their objective falls.
     """
     if gram.shape[0] <= _EXACT_LIMIT:
         return float(torch.linalg.eigvalsh(gram)[-1])
-    vector = gram.diagonal().sqrt()
+    vector, estimate = gram.diagonal().sqrt(), 0.0
     for _ in range(_POWER_ITERATIONS):
-        vector = gram @ vector
-        vector = vector / vector.norm()
-    estimate = 1.05 * float(vector @ (gram @ vector))
-    return min(estimate, float(gram.diagonal().sum()))
+        vector = gram @ (vector / vector.norm())
+        previous, estimate = estimate, float(vector.norm())
+        if estimate - previous < _SETTLED * estimate:
+            break
+    return min(1.05 * estimate, float(gram.diagonal().sum()))

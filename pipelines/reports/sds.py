@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from effllm.modules.evaluation.bootstrap import (
+from effllm.modules.evaluation.intervals import (
     Interval,
     bootstrap,
     perplexity_interval,
@@ -20,7 +20,8 @@ BASES = {"magnitude": "Magnitude", "wanda": "Wanda", "sparsegpt": "SparseGPT"}
 CONTROLS = {
     "refit": "refit of the first mask",
     "iht": "soft mask without re-dense",
-    "refit_again": "refit twice, with fresh statistics",
+    "refit_2": "refit twice, with fresh statistics",
+    "refit_3": "refit three times, with fresh statistics",
 }
 # Another calibration draw moves perplexity by some percent (specification, section 10). With one
 # seed, a relative difference must clear this many percent to count.
@@ -64,7 +65,8 @@ def describe(subject: Subject) -> Row:
         if adjust is None:
             return Row(subject, base, "prune", pattern, name)
         if len(adjusts) > 1:
-            return Row(subject, base, "refit_again", pattern, f"{name} + refit twice")
+            times = {2: "twice", 3: "three times"}.get(len(adjusts), f"{len(adjusts)} times")
+            return Row(subject, base, f"refit_{len(adjusts)}", pattern, f"{name} + refit {times}")
         kind = "iht" if adjust["steps"] else "refit"
         return Row(subject, base, kind, pattern, f"{name} + {'IHT' if kind == 'iht' else 'refit'}")
     marks = []
@@ -90,7 +92,7 @@ def describe(subject: Subject) -> Row:
 
 def order(row: Row) -> tuple[int, int, int, str]:
     """Dense, then one-shot, refit, IHT, re-dense, early exit, SDS, variants; bases inside."""
-    variants = ["dense", "prune", "refit", "iht", "refit_again", "redense", "early_exit", "sds"]
+    variants = ["dense", "prune", *CONTROLS, "redense", "early_exit", "sds"]
     place = variants.index(row.variant) if row.variant in variants else len(variants)
     bases = ["dense", *BASES]
     patterns = ["", *PATTERNS]
@@ -283,7 +285,7 @@ def paper_table() -> Table:
     )
 
 
-def result_rows(data: Comparison, paper: str, seed: int) -> list[dict[str, Any]]:
+def result_rows(data: Comparison, paper: str) -> list[dict[str, Any]]:
     """Rows of `results.json`: `{paper, method, pattern, seed, metrics, intervals, n, artifact}`."""
     found = []
     for row in sorted(data.rows, key=order):
@@ -307,7 +309,7 @@ def result_rows(data: Comparison, paper: str, seed: int) -> list[dict[str, Any]]
                 "paper": paper,
                 "method": row.method,
                 "pattern": row.pattern,
-                "seed": seed,
+                "seed": subject.seed,
                 "metrics": metrics,
                 "intervals": intervals,
                 "n": n,

@@ -34,6 +34,7 @@ class Subject:
         histogram: the drawn layer's weights, if there is one.
         protocols: role (heldout, test) -> protocol of the windows.
         seconds: time of all stages that made it.
+        seed: of the calibration windows; None for a model that never saw any.
         resumed: whether one of them was interrupted; its seconds count the last attempt only.
     """
 
@@ -44,6 +45,7 @@ class Subject:
     histogram: dict[str, Any] | None = None
     protocols: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
+    seed: int | None = None
     resumed: bool = False
 
     @property
@@ -68,11 +70,14 @@ def gather_subjects(results: Iterable[Artifact]) -> list[Subject]:
         facts = artifact.subject
         label = facts["checkpoint"]
         if label not in subjects:
-            made_by = ancestors(label, manifests)
+            behind = ancestors(label, manifests)
+            made_by = [one for one in behind if one["stage"] not in _SHARED]
+            windows = [one for one in behind if one["config"].get("split") == "calibration"]
             subjects[label] = Subject(
                 label,
                 facts["history"][1:],
                 seconds=sum(float(one["timing"]["seconds"]) for one in made_by),
+                seed=windows[0]["seed"] if windows else None,
                 resumed=any(one["timing"]["resumed"] for one in made_by),
             )
         subject = subjects[label]
@@ -96,7 +101,7 @@ def _add(subject: Subject, artifact: Predictions) -> None:
 
 
 def ancestors(label: str, manifests: Mapping[str, Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Manifests of all stages behind a checkpoint, each once, without what every model shares."""
+    """Manifests of all stages behind a checkpoint, each once."""
     seen: set[str] = set()
     pending = [label]
     while pending:
@@ -106,4 +111,4 @@ def ancestors(label: str, manifests: Mapping[str, Mapping[str, Any]]) -> list[Ma
         seen.add(one)
         for value in manifests[one]["inputs"].values():
             pending += value if isinstance(value, list) else [value]
-    return [manifests[one] for one in sorted(seen) if manifests[one]["stage"] not in _SHARED]
+    return [manifests[one] for one in sorted(seen)]

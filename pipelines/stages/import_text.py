@@ -1,9 +1,11 @@
 """Bring text into the store, dealt into splits that share no document."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from itertools import combinations
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from effllm.modules.errors import DataError
+from effllm.modules.errors import ConfigError, DataError
 from effllm.pipelines.artifacts import Corpus, write_json, write_rows
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 
@@ -26,6 +28,27 @@ class ImportText(Stage):
 
     source: "WikipediaWheel | HubText | SyntheticText"
     splits: list[str]
+
+    @classmethod
+    def check_together(cls, configs: Mapping[str, Mapping[str, Any]]) -> None:
+        """Refuse one file as test text and as calibration text, which would spoil the test.
+
+        Splits of one deal share no document; a local file is dealt by each instance on its own.
+        """
+        for (first, one), (second, other) in combinations(configs.items(), 2):
+            source = one["source"]
+            local = source.get("path")
+            file = local or source.get("filename")
+            if file is None or file != (other["source"].get("path" if local else "filename")):
+                continue
+            one_deal = local is None and source == other["source"]
+            if not one_deal and sorted(one["splits"]) != sorted(other["splits"]):
+                raise ConfigError(
+                    f"{first} ({', '.join(one['splits'])}) and {second} "
+                    f"({', '.join(other['splits'])}) deal the same file {file} on their own: test "
+                    "text could also be calibration text; give them different files, or equal "
+                    "settings"
+                )
 
     def run(self, ctx: StageContext) -> Metrics:
         """One JSONL file per split."""

@@ -227,6 +227,7 @@ def _finish(ctx: StageContext, model: PreTrainedModel, solver: Any, inputs: str)
         "l1_weight": solver.l1_weight,
         "l2_weight": solver.l2_weight,
         "steps": getattr(solver, "steps", None) or getattr(solver, "epochs", None),
+        "accelerated": getattr(solver, "accelerated", False),
     }
     write_checkpoint(ctx.workdir, model, start.load_tokenizer(), [*start.history, step])
     return {"blocks": len(blocks), "inputs": inputs}

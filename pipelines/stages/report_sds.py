@@ -86,7 +86,7 @@ class ReportSds(Stage):
         page.add(Heading("Beside the paper"), sds.paper_table())
         page.add(Heading("Cost and provenance"), Text(_settings(results)), Text(_cost(results)))
         page.write(ctx.workdir)
-        write_json(ctx.workdir / "results.json", sds.result_rows(data, "sds", self.seed))
+        write_json(ctx.workdir / "results.json", sds.result_rows(data, "sds"))
         outcomes = [verdict.outcome for verdict in verdicts]
         return {outcome: outcomes.count(outcome) for outcome in dict.fromkeys(outcomes)}
 

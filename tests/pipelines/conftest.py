@@ -4,8 +4,9 @@ import pytest
 from rich.console import Console
 
 from effllm.pipelines.display import Display
-from effllm.pipelines.executor import Options, Run
+from effllm.pipelines.executor import Run
 from effllm.pipelines.graph import build_graph
+from effllm.pipelines.planning import Options
 from effllm.pipelines.store import Store
 from effllm.pipelines.tracking import NoLogger
 

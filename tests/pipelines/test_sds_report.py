@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from effllm.modules.evaluation.bootstrap import Interval
+from effllm.modules.evaluation.intervals import Interval
 from effllm.pipelines.reports.sds import Comparison, describe, verdict, verdicts
 from effllm.pipelines.reports.subjects import Subject
 
@@ -26,7 +26,8 @@ REFIT = {**ADJUST, "steps": 0}
         ([PRUNE], "prune", "Wanda"),
         ([PRUNE, REFIT], "refit", "Wanda + refit"),
         ([PRUNE, ADJUST], "iht", "Wanda + IHT"),
-        ([PRUNE, REFIT, REFIT], "refit_again", "Wanda + refit twice"),
+        ([PRUNE, REFIT, REFIT], "refit_2", "Wanda + refit twice"),
+        ([PRUNE, REFIT, REFIT, REFIT], "refit_3", "Wanda + refit three times"),
         ([PRUNE, REDENSE], "redense", "Wanda, re-dense only (D)"),
         ([PRUNE, REDENSE, PRUNE], "early_exit", "SDS early exit (Wanda)"),
         ([PRUNE, REDENSE, PRUNE, ADJUST], "sds", "SDS (Wanda)"),

@@ -36,7 +36,8 @@ def finished(tmp_path_factory):
     from rich.console import Console
 
     from effllm.pipelines.display import Display
-    from effllm.pipelines.executor import Options, Run
+    from effllm.pipelines.executor import Run
+    from effllm.pipelines.planning import Options
     from effllm.pipelines.tracking import NoLogger
 
     store = Store(tmp_path_factory.mktemp("finished"))
@@ -53,7 +54,7 @@ def payload(store, graph, name):
     return store.manifest(one.stage, one.digest)["outputs"]
 
 
-LONG = ["prune", "gram", "redense", "adjust"]
+LONG = ["prune", "gram", "sds.redense", "sds.adjust"]
 
 
 @pytest.mark.parametrize("name", LONG)
@@ -96,7 +97,7 @@ def test_a_smaller_micro_batch_gives_the_same_masks(finished, execute, store):
 
 def test_checkpoints_carry_their_history_and_masks(finished):
     store, graph, _ = finished
-    one = next(one for one in graph if one.name == f"{BASE}.adjust")
+    one = next(one for one in graph if one.name == f"{BASE}.sds.adjust")
     checkpoint = store.open(one.stage, one.digest, Checkpoint)
     assert [step["stage"] for step in checkpoint.history] == [
         "import_model",
@@ -127,15 +128,15 @@ def test_no_redense_and_no_adjustment_give_the_first_pruning_bit_for_bit(finishe
             "budget.redense_steps=0",
             "budget.adjust_steps=0",
             "budget.refit_steps=0",
-            f"pipeline.{BASE}.redense.solver.space=raw",  # no rounding from rescaling
-            f"pipeline.{BASE}.adjust.solver.space=raw",
+            f"pipeline.{BASE}.sds.redense.solver.space=raw",  # no rounding from rescaling
+            f"pipeline.{BASE}.sds.adjust.solver.space=raw",
         )
     )
     execute(pipeline)
     graph = build_graph(pipeline, store)
     weights = [
         payload(store, graph, f"{BASE}.{name}")["model.safetensors"]["sha256"]
-        for name in ("prune", "adjust")
+        for name in ("prune", "sds.adjust")
     ]
     assert weights[0] == weights[1]
 
@@ -145,7 +146,7 @@ def test_sequential_and_literal_redense_run_and_resume(finished, execute, store,
     shutil.copytree(done.artifacts, store.artifacts)
     pipeline = trimmed(sds_pipeline())
     start = f"{BASE}.prune"
-    solver = pipeline[BASE]["redense"]["solver"]
+    solver = pipeline[BASE]["sds"]["redense"]["solver"]
     common = {"dtype": "float32", "micro_batch_size": 4}
     inputs = {"dense": "base", "start": start, "windows": "calibration"}
     stages = "effllm.pipelines.stages.redense"

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from effllm.modules.errors import UnsupportedModelError
-from effllm.modules.evaluation.bootstrap import bootstrap, perplexity_interval
+from effllm.modules.evaluation.intervals import bootstrap, perplexity_interval
 from effllm.modules.evaluation.layers import compare_layer, weight_histogram
 from effllm.modules.evaluation.perplexity import perplexity, window_nll
 from effllm.modules.modeling.tiny import VOCABULARY, tiny_model

@@ -17,7 +17,18 @@ TWO_OF_FOUR = Grouped(keep=2, group=4)
 
 
 def plain(**changes):
-    return ProximalGradient(**{"l1_weight": 0.0, "l2_weight": 0.0, "space": "raw", **changes})
+    settings = {"accelerated": False, "l1_weight": 0.0, "l2_weight": 0.0, "space": "raw"}
+    return ProximalGradient(**{**settings, **changes})
+
+
+def objective(solver, original, value, gram):
+    """What the re-dense step minimises, in the scaled space."""
+    at = Coordinates.of(gram, "scaled")
+    target, v = at.enter(original), at.enter(value)
+    level = float(at.gram.diagonal().mean())
+    data = torch.sum(((target - v) @ at.gram) * (target - v))
+    l1 = solver.l1_weight * level * float(target.abs().mean()) * v.abs().sum()
+    return float(data + l1 + solver.l2_weight * level * v.square().sum())
 
 
 @pytest.fixture
@@ -69,16 +80,39 @@ def test_a_huge_l1_penalty_leaves_nothing(pruned):
 
 def test_redense_lowers_its_objective_at_every_step(pruned):
     weight, gram, found = pruned
-    at = Coordinates.of(gram, "scaled")
-    target = at.enter(weight)
-    values = []
-    for steps in range(12):
-        v = at.enter(ProximalGradient(steps=steps).solve(weight, found.weight, gram))
-        data = torch.sum(((target - v) @ at.gram) * (target - v))
-        level = float(at.gram.diagonal().mean())
-        l1 = 0.1 * level * float(target.abs().mean()) * v.abs().sum()
-        values.append(float(data + l1 + 0.01 * level * v.square().sum()))
+    solvers = [ProximalGradient(steps=steps, accelerated=False) for steps in range(12)]
+    values = [objective(s, weight, s.solve(weight, found.weight, gram), gram) for s in solvers]
     assert all(late < early for early, late in pairwise(values))
+
+
+def test_accelerated_steps_follow_the_published_recursion(pruned):
+    """FISTA on a quadratic: the error obeys e' = (I - 2 eta G)(e + beta_t (e - e_before))."""
+    weight, gram, found = pruned
+    result = plain(steps=6, accelerated=True).solve(weight, found.weight, gram)
+    at = Coordinates.of(gram, "raw")
+    shrink = torch.eye(len(gram)).double() - at.gram.double() / at.largest
+    before = error = (found.weight - weight).double()
+    t = 1.0
+    look = error
+    for _ in range(6):
+        before, error = error, look @ shrink
+        t_next = (1 + (1 + 4 * t * t) ** 0.5) / 2
+        look = error + (t - 1) / t_next * (error - before)
+        t = t_next
+    torch.testing.assert_close(result.double(), weight + error, rtol=1e-3, atol=1e-4)
+
+
+def test_acceleration_goes_farther_to_the_same_end(pruned):
+    weight, gram, found = pruned
+
+    def solve(steps, accelerated):
+        solver = ProximalGradient(steps=steps, accelerated=accelerated)
+        return solver, solver.solve(weight, found.weight, gram)
+
+    values = [objective(s, weight, v, gram) for s, v in (solve(10, True), solve(10, False))]
+    assert values[0] < values[1]
+    ends = [solve(8000, True)[1], solve(8000, False)[1]]
+    torch.testing.assert_close(*ends, rtol=1e-2, atol=1e-3)
 
 
 def test_redense_gathers_weights_around_zero(problem):

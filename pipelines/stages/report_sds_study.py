@@ -1,0 +1,88 @@
+"""The two studies around SDS as reports: the search for a setting, and calibration seeds."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from effllm.pipelines.artifacts import Artifact, Report, write_json
+from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
+
+if TYPE_CHECKING:
+    from effllm.pipelines.reports.sds import Comparison
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportSdsSearch(Stage):
+    """Which setting of the re-dense step held-out text prefers, and what it does on test text.
+
+    Args:
+        scale: smoke, cpu or paper; for the title.
+        resamples: of the bootstrap.
+    """
+
+    INPUTS: ClassVar = {"results": Many(Artifact)}
+    OUTPUT: ClassVar = Report
+
+    scale: str
+    resamples: int
+
+    def run(self, ctx: StageContext) -> Metrics:
+        """`index.html`, `report.md` and `results.json`."""
+        from effllm.pipelines.reports import sds, sds_study
+        from effllm.pipelines.reports.page import Heading, Page
+
+        data = _comparison(ctx, self.resamples)
+        page = Page(
+            "SDS: the search for a setting of the re-dense step",
+            f"2:4, scale {self.scale}, one calibration seed. Settings are ranked on held-out text; "
+            "test text is shown for the chosen one alone.",
+        )
+        bases = [base for base in sds.BASES if any(row.base == base for row in data.rows)]
+        for base in bases:
+            page.add(Heading(sds.BASES[base]), sds_study.search_table(data, base))
+            page.add(sds_study.chosen_on_test(data, base))
+        page.write(ctx.workdir)
+        write_json(ctx.workdir / "results.json", sds.result_rows(data, "sds"))
+        return {"settings": len({sds_study.setting(r) for r in data.rows if r.variant == "sds"})}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportSdsSeeds(Stage):
+    """SDS and its controls over several calibration seeds.
+
+    Args:
+        scale: smoke, cpu or paper; for the title.
+        resamples: of the bootstrap.
+    """
+
+    INPUTS: ClassVar = {"results": Many(Artifact)}
+    OUTPUT: ClassVar = Report
+
+    scale: str
+    resamples: int
+
+    def run(self, ctx: StageContext) -> Metrics:
+        """`index.html`, `report.md` and `results.json`."""
+        from effllm.pipelines.reports import sds, sds_study
+        from effllm.pipelines.reports.page import Heading, Page
+
+        data = _comparison(ctx, self.resamples)
+        page = Page(
+            "SDS: calibration seeds",
+            f"2:4, scale {self.scale}. The same settings, controls and test windows; each seed "
+            "draws its own calibration windows.",
+        )
+        page.add(Heading("Perplexity by seed"), sds_study.seeds_table(data))
+        verdicts = sds_study.seeds_verdicts(data)
+        page.add(Heading("Verdicts over seeds"), *verdicts)
+        page.write(ctx.workdir)
+        write_json(ctx.workdir / "results.json", sds.result_rows(data, "sds"))
+        outcomes = [verdict.outcome for verdict in verdicts]
+        return {outcome: outcomes.count(outcome) for outcome in dict.fromkeys(outcomes)}
+
+
+def _comparison(ctx: StageContext, resamples: int) -> "Comparison":
+    from effllm.pipelines.reports import sds
+    from effllm.pipelines.reports.subjects import gather_subjects
+
+    rows = [sds.describe(one) for one in gather_subjects(ctx.input_list("results", Artifact))]
+    return sds.Comparison(sorted(rows, key=sds.order), resamples)
