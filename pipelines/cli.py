@@ -22,6 +22,7 @@ effllm <verb> [options]
   run     KEY=VALUE…   run a pipeline:      effllm run paper=sds scale=cpu
                        sweep with -m:       effllm run -m paper=sds seed=0,1,2
   plan    KEY=VALUE…   show what a run would do, without doing it
+  generate PROMPT     continue a text: effllm generate "Why is the sky blue?" decoder=lookup
   ls      [STAGE]      list stored results
   show    REF          one result: configuration, inputs, metrics, files
   diff    REF REF      what differs between two results
@@ -60,6 +61,10 @@ def main(arguments: Sequence[str]) -> int:
             from effllm.pipelines.launch import plan_command
 
             return plan_command(rest)
+        if verb == "generate":
+            from effllm.pipelines.generate import generate_command
+
+            return generate_command(rest)
         from effllm.pipelines import inspect_store
 
         handler = inspect_store.VERBS.get(verb)

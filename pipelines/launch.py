@@ -26,6 +26,7 @@ from effllm.pipelines.artifacts import Report
 from effllm.pipelines.display import Display
 from effllm.pipelines.executor import CANNOT_WRITE, Outcome, Run
 from effllm.pipelines.graph import Instance, build_graph
+from effllm.pipelines.memory import keep_freed_memory
 from effllm.pipelines.planning import Options, plan_statuses
 from effllm.pipelines.store import Store
 
@@ -100,8 +101,8 @@ def plan_command(arguments: Sequence[str]) -> int:
     return 0
 
 
-def compose(overrides: Sequence[str]) -> DictConfig:
-    """The configuration that `run` would use.
+def compose(overrides: Sequence[str], name: str = "config") -> DictConfig:
+    """The configuration that `run` (or another verb with a file of its own) would use.
 
     Raises:
         ConfigError: on one line.
@@ -109,7 +110,7 @@ def compose(overrides: Sequence[str]) -> DictConfig:
     schema.register()
     try:
         with hydra.initialize_config_dir(CONF_DIR, version_base="1.3"):
-            return hydra.compose("config", overrides=list(overrides))
+            return hydra.compose(name, overrides=list(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise _one_line(error) from error
 
@@ -139,7 +140,8 @@ def execute(config: DictConfig, folder: Path) -> float | None:
     Raises:
         EffLLMError: if a stage fails.
     """
-    _quieten_libraries()
+    quieten_libraries()
+    keep_freed_memory()
     pipeline, sections = resolve(config)
     store = Store(Path(sections["paths"]["outputs"]))
     instances = build_graph(pipeline, store)
@@ -224,7 +226,7 @@ def _log_to(folder: Path) -> None:
     logger.propagate = False
 
 
-def _quieten_libraries() -> None:
+def quieten_libraries() -> None:
     """Progress bars and advice of libraries would break the one display."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -96,9 +96,16 @@ class BlockStream:
         running = {
             group[0]: statistic(layers[group[0]].columns, device=self._device) for group in wanted
         }
+        last = wanted[-1][0] if wanted and not advance else None
+
+        def update(name: str, inputs: Tensor) -> None:
+            running[name].update(inputs)
+            if name == last:  # nothing behind this layer is needed
+                raise _Stop
+
         handles = [
             layers[name].module.register_forward_pre_hook(
-                lambda _, args, running=running[name]: running.update(args[0])
+                lambda _, args, name=name: update(name, args[0])
             )
             for name in running
         ]
@@ -131,7 +138,10 @@ class BlockStream:
             raise RuntimeError("the stream was moved on without its hidden states")
         block, extras = self.blocks[self.index], self._extras[self.index]
         for number, hidden in enumerate(self.hidden):
-            output = block(hidden, **extras)
+            try:
+                output = block(hidden, **extras)
+            except _Stop:
+                continue
             if keep:
                 self.hidden[number] = output[0] if isinstance(output, tuple) else output
         if keep:

@@ -20,7 +20,9 @@ def main() -> None:
     from effllm.modules.sparsity.patterns import Grouped
     from effllm.modules.sparsity.pruners import SparseGPT, Wanda
     from effllm.modules.sparsity.sequential import prune_block
+    from effllm.pipelines.memory import keep_freed_memory
 
+    keep_freed_memory()
     job = json.loads(Path(sys.argv[1]).read_text())
     pruner = {"sparsegpt": SparseGPT, "wanda": Wanda}[job["method"]]()
     model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=getattr(torch, job["dtype"]))

@@ -1,0 +1,1 @@
+"""Speculative decoding: a runner, a proposer, a verifier and the session that joins them."""

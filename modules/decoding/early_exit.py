@@ -1,0 +1,28 @@
+"""The first layers of a model as a model of their own, without a copy of any weight."""
+
+import copy
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from effllm.modules.modeling.blocks import decoder_blocks
+
+
+def first_layers(model: PreTrainedModel, layers: int) -> PreTrainedModel:
+    """A model of the first `layers` decoder blocks that shares all weights with `model`.
+
+    Raises:
+        ValueError: if the model has no more layers than asked for.
+    """
+    blocks = decoder_blocks(model)
+    if not 0 < layers < len(blocks):
+        raise ValueError(f"need 0 < layers < {len(blocks)}, got {layers}")
+    memo: dict[int, object] = {id(value): value for value in model.parameters()}
+    memo |= {id(value): value for value in model.buffers()}
+    memo |= {id(block): block for block in blocks}
+    memo[id(blocks)] = nn.ModuleList(list(blocks)[:layers])
+    shallow = copy.deepcopy(model, memo)
+    shallow.config.num_hidden_layers = layers
+    if getattr(shallow.config, "layer_types", None):
+        shallow.config.layer_types = shallow.config.layer_types[:layers]
+    return shallow

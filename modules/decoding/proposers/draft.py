@@ -1,0 +1,128 @@
+"""A smaller model drafts, one token per pass; FLy's multi-level acceleration drafts several.
+
+With a `lookup`, the draft model is itself decoded speculatively: tokens that followed the same
+n-gram before are checked in one pass of the draft model. Greedy drafts are the same with and
+without it; only the number of passes falls.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from effllm.modules.decoding.proposers.base import cut_after_end
+from effllm.modules.decoding.proposers.lookup import NgramIndex
+from effllm.modules.decoding.records import Block
+from effllm.modules.decoding.runner import ModelRunner
+from effllm.modules.decoding.sampling import Sampling, draw
+from effllm.modules.errors import UnsupportedModelError
+
+
+@dataclass(frozen=True, kw_only=True)
+class InnerLookup:
+    """Multi-level acceleration: prompt lookup inside the drafter.
+
+    Args:
+        max_ngram: longest n-gram that is looked up.
+        tokens: most tokens checked per pass of the draft model.
+
+    Source: FLy (arXiv:2511.22972), code fly/models/FLy.py: n = 4, 6 tokens, earliest match.
+    Deviates: the code runs a pass of constant width on a dummy candidate when nothing matches;
+        here that is a pass of one token.
+    """
+
+    max_ngram: int = 4
+    tokens: int = 6
+
+
+@dataclass
+class DraftModel:
+    """Drafts with a causal language model of the target's tokenizer.
+
+    Args:
+        runner: the draft model.
+        vocabulary: of the target; the draft may be narrower or padded.
+        tokens: tokens drafted per round (K).
+        sampling: the draft's law; greedy drafts are points.
+        lookup: multi-level acceleration; greedy drafts only.
+
+    Raises:
+        UnsupportedModelError: if the draft knows token ids that the target does not.
+    """
+
+    runner: ModelRunner
+    vocabulary: int
+    tokens: int = 4
+    sampling: Sampling = field(default_factory=Sampling)
+    lookup: InnerLookup | None = None
+
+    def __post_init__(self) -> None:
+        if self.tokens < 1:
+            raise ValueError(f"need tokens >= 1, got {self.tokens}")
+        if self.lookup is not None and not self.sampling.greedy:
+            raise ValueError("lookup inside the drafter needs greedy drafts (temperature 0)")
+        self._index = NgramIndex(self.lookup.max_ngram if self.lookup else 1)
+
+    @property
+    def passes(self) -> int:
+        """Passes of the draft model."""
+        return self.runner.passes
+
+    def start(self, prompt: Sequence[int], ends: frozenset[int]) -> None:
+        """Begin a new text; the prompt is read with the first draft."""
+        self.runner.reset()
+        self._ends = ends
+        self._index = NgramIndex(self.lookup.max_ngram if self.lookup else 1)
+
+    def propose(self, ids: Sequence[int], budget: int, generator: torch.Generator) -> Block:
+        """Up to `tokens` tokens; their laws too if they were drawn."""
+        wanted = min(budget, self.tokens)
+        if wanted < 1:
+            return Block([])
+        unknown = max(ids[len(self.runner.ids) :], default=0)
+        if unknown >= self.runner.vocabulary:
+            raise UnsupportedModelError(
+                f"the text holds token {unknown}, the draft model knows only "
+                f"{self.runner.vocabulary}; target and draft need the same tokenizer"
+            )
+        if self.lookup is not None:
+            return Block(cut_after_end(self._draft_by_lookup(ids, wanted), self._ends))
+        drafted: list[int] = []
+        laws: list[Tensor] = []
+        logits = self._known(self.runner.sync(ids))
+        while True:
+            if self.sampling.greedy:
+                token = int(logits[-1].argmax())
+            else:
+                laws.append(self._padded(self.sampling.law(logits[-1:])[0]))
+                token = draw(laws[-1], generator)
+            drafted.append(token)
+            if len(drafted) == wanted or token in self._ends:
+                return Block(drafted, torch.stack(laws) if laws else None)
+            logits = self._known(self.runner.advance([token]))
+
+    def _draft_by_lookup(self, ids: Sequence[int], wanted: int) -> list[int]:
+        assert self.lookup is not None
+        self._index.sync(ids)
+        drafted = [int(self._known(self.runner.sync(ids))[-1].argmax())]
+        self._index.extend(drafted)
+        while len(drafted) < wanted and drafted[-1] not in self._ends:
+            room = min(self.lookup.tokens, wanted - len(drafted) - 1)
+            guess = self._index.continuation(room, "earliest") if room > 0 else []
+            prefix = len(self.runner.ids)
+            best = self._known(self.runner.advance([drafted[-1], *guess])).argmax(dim=-1).tolist()
+            right = next((i for i, one in enumerate(guess) if one != best[i]), len(guess))
+            self.runner.rollback_to(prefix + 1 + right)
+            fresh = [*guess[:right], int(best[right])]
+            drafted += fresh
+            self._index.extend(fresh)
+        return drafted
+
+    def _known(self, logits: Tensor) -> Tensor:
+        """Only ids that the target knows: heads may be padded."""
+        return logits[:, : self.vocabulary]
+
+    def _padded(self, law: Tensor) -> Tensor:
+        """A law over the target's ids."""
+        return torch.nn.functional.pad(law, (0, self.vocabulary - len(law)))

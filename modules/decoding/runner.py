@@ -1,0 +1,171 @@
+"""A model with its cache: feed tokens, get logits, take tokens back.
+
+The runner knows which token ids its cache covers, so it can be brought to any other sequence with
+the fewest passes (`sync`). Chains and trees go through the same call. Batch size is one.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from effllm.modules.decoding.cache import SlotCache
+from effllm.modules.errors import UnsupportedModelError
+
+
+class ModelRunner:
+    """Runs one causal language model at batch size one.
+
+    Args:
+        model: put into eval mode.
+
+    Attributes:
+        ids: token ids that the cache covers.
+        passes: forward passes so far.
+
+    Raises:
+        UnsupportedModelError: for models whose state cannot be rolled back.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        refuse_unsupported(model)
+        self.model = model.eval()
+        self.vocabulary = int(model.get_output_embeddings().weight.shape[0])
+        self.passes = 0
+        config: Any = model.config.get_text_config(decoder=True)
+        self.layers = int(config.num_hidden_layers)
+        self.window = getattr(config, "sliding_window", None)
+        self.limit = int(getattr(config, "max_position_embeddings", 0)) or None
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.cache = SlotCache(self.layers)
+        self.ids: list[int] = []
+
+    @torch.no_grad()
+    def advance(
+        self,
+        tokens: Sequence[int],
+        *,
+        rows: int | None = None,
+        parents: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Feed tokens behind what is cached.
+
+        Args:
+            tokens: n >= 1 token ids.
+            rows: logits wanted, counted from the last token; all n if None.
+            parents: index of each token's parent among `tokens`, -1 for the cached prefix; None
+                for a chain. Of a tree, only a path may stay: call `keep` before the next pass.
+
+        Returns:
+            (rows, V) float32 logits; row i judges what follows token i.
+
+        Raises:
+            ValueError: for no tokens, or a tree wider than the model's sliding window.
+        """
+        if not tokens:
+            raise ValueError("nothing to feed")
+        device = self.model.device
+        start, count = len(self.ids), len(tokens)
+        extra: dict[str, Any] = {}
+        if parents is None:
+            positions = torch.arange(start, start + count)
+        else:
+            if self.window is not None and start + count > self.window:
+                raise ValueError(
+                    f"a tree needs {start + count} positions, the model's window has {self.window}"
+                )
+            depths, seen = tree_layout(parents)
+            positions = start + depths
+            mask = torch.zeros(count, start + count, dtype=self.model.dtype)
+            mask[:, start:].masked_fill_(~seen, torch.finfo(self.model.dtype).min)
+            extra["attention_mask"] = mask[None, None].to(device)  # (1, 1, n, start + n)
+        output = self.model(
+            input_ids=torch.tensor([list(tokens)], device=device),
+            position_ids=positions[None].to(device),
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=count if rows is None else rows,
+            **extra,
+        )
+        self.ids += tokens
+        self.passes += 1
+        logits: Tensor = output.logits[0]
+        return logits.float()
+
+    def rollback_to(self, length: int) -> None:
+        """Forget everything from position `length` on."""
+        self.cache.rollback_to(length)
+        del self.ids[length:]
+
+    def keep(self, prefix: int, path: Sequence[int]) -> None:
+        """Of the tokens behind `prefix`, keep those at the offsets in `path`, in order."""
+        kept = [self.ids[prefix + offset] for offset in path]
+        if list(path) == list(range(len(path))):
+            self.rollback_to(prefix + len(path))
+            return
+        self.cache.keep_slots(prefix, [prefix + offset for offset in path])
+        self.ids[prefix:] = kept
+
+    def sync(self, ids: Sequence[int]) -> Tensor:
+        """Make the cache cover exactly `ids`, and judge what follows them.
+
+        Rolls back to the longest common prefix and feeds the rest, at least the last token.
+
+        Returns:
+            (1, V) float32 logits after the last token.
+        """
+        common = 0
+        for mine, wanted in zip(self.ids, ids, strict=False):
+            if mine != wanted:
+                break
+            common += 1
+        common = min(common, len(ids) - 1)
+        self.rollback_to(common)
+        return self.advance(list(ids[common:]), rows=1)
+
+
+def tree_layout(parents: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Depth of each node, and which nodes each node sees.
+
+    Args:
+        parents: parent of each node, -1 for none; parents come before children.
+
+    Returns:
+        (n,) depths from 0, and (n, n) bool, True = the row's node or one of its ancestors.
+
+    Raises:
+        ValueError: if a parent does not come before its child.
+    """
+    count = len(parents)
+    depths, seen = [0] * count, torch.eye(count, dtype=torch.bool)
+    for node, parent in enumerate(parents):
+        if not -1 <= parent < node:
+            raise ValueError(f"node {node} has parent {parent}; parents must come first")
+        if parent >= 0:
+            depths[node] = depths[parent] + 1
+            seen[node] |= seen[parent]
+    return torch.tensor(depths), seen
+
+
+def refuse_unsupported(model: PreTrainedModel) -> None:
+    """Refuse models that cannot forget tokens, or that are not causal language models.
+
+    Raises:
+        UnsupportedModelError: names the model's class.
+    """
+    name = type(model).__name__
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise UnsupportedModelError(f"{name}: encoder-decoder models are not supported")
+    config: Any = model.config.get_text_config(decoder=True)
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    foreign = kinds - {"full_attention", "sliding_attention"}
+    if getattr(model, "_is_stateful", False) or foreign:
+        raise UnsupportedModelError(
+            f"{name}: it keeps a recurrent state ({', '.join(sorted(foreign)) or 'stateful'}) "
+            "that cannot be rolled back; speculative decoding needs attention layers"
+        )

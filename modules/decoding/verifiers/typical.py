@@ -1,0 +1,43 @@
+"""Typical acceptance: keep a drafted token whose probability is high for how open the target is."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from effllm.modules.decoding.records import Block, Decision
+from effllm.modules.decoding.sampling import Sampling, draw
+from effllm.modules.decoding.verifiers.chain import ChainTest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Typical:
+    """Keep x if p(x) > min(epsilon, delta * exp(-H(p))), H in nats of the whole law.
+
+    Args:
+        epsilon: a probability that is always enough.
+        delta: share of the probability that an even law of the same entropy would give.
+        sampling: the target's law; it also gives the token after the kept ones.
+
+    Source: Medusa (arXiv:2401.10774); Spec-Bench model/medusa/utils.py, epsilon 0.09, delta 0.3.
+    Deviates: Medusa falls back to exact matching at temperature 0; here the rule is applied to the
+        plain softmax then, so that it can be compared with FLy. It judges every drafted token;
+        Medusa's first token comes from its own base head.
+    """
+
+    epsilon: float = 0.09
+    delta: float = 0.3
+    sampling: Sampling = field(default_factory=Sampling)
+    lossless: bool = field(default=False, init=False)
+
+    def verify(self, block: Block, logits: Tensor, generator: torch.Generator) -> Decision:
+        """Judge K tokens by (K + 1, V) float32 logits, the root's row first."""
+        test = ChainTest(block, logits, self.sampling, generator)
+        law = test.law[:-1]
+        entropy = -torch.special.xlogy(law, law).sum(dim=-1)
+        bound = torch.clamp(self.delta * torch.exp(-entropy), max=self.epsilon)
+        typical = (test.drafted_probabilities > bound).tolist()
+        accepted = [a or b for a, b in zip(test.native, typical, strict=True)]
+        if self.sampling.greedy:
+            return test.decide(accepted)
+        return test.decide(accepted, recover=lambda at: draw(test.law[at], generator))

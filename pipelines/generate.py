@@ -1,0 +1,187 @@
+"""`effllm generate`: prompt in, streamed text out, with a summary of speed and acceptance."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from effllm.modules.errors import ConfigError
+from effllm.pipelines.artifacts import Checkpoint
+from effllm.pipelines.graph import build_graph
+from effllm.pipelines.launch import compose, quieten_libraries
+from effllm.pipelines.memory import keep_freed_memory
+from effllm.pipelines.store import Store
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from effllm.modules.decoding.records import Generation
+    from effllm.modules.decoding.session import Session
+
+
+def generate_command(arguments: Sequence[str]) -> int:
+    """`effllm generate PROMPT KEY=VALUE…`."""
+    words = [one for one in arguments if "=" not in one]
+    overrides = [one for one in arguments if "=" in one]
+    if len(words) > 1:
+        raise ConfigError(f"give the prompt in quotes; found {len(words)} words outside of them")
+    if words:
+        overrides.append("prompt=" + _quoted(words[0]))
+    if not any(one.startswith("prompt=") for one in overrides):
+        raise ConfigError('no prompt; try: effllm generate "What is the capital of France?"')
+    config = compose(overrides, "generate")
+    quieten_libraries()
+    keep_freed_memory()
+    import torch
+    from omegaconf import OmegaConf
+
+    settings: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    device = settings["trainer"]["device"]
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    store = Store(Path(settings["paths"]["outputs"]))
+    checkpoint = imported(settings["model"], store)
+    model = checkpoint.load_model(settings["dtype"], device)
+    tokenizer = checkpoint.load_tokenizer()
+    draft = load_draft(settings["draft"], settings["dtype"], device, model, store)
+    session = build_session(config, model, tokenizer, draft, tuple(settings["stop"]))
+    prompt = encode_prompt(
+        tokenizer, settings["prompt"], chat=settings["chat"], system=settings["system"]
+    )
+    found = session.generate(
+        prompt,
+        settings["max_new_tokens"],
+        seed=settings["seed"],
+        on_text=lambda piece: print(piece, end="", flush=True),
+    )
+    print()
+    print(summary(found, len(prompt), session.verifier.lossless), file=sys.stderr)
+    return 130 if found.stop == "interrupted" else 0
+
+
+def imported(source: dict[str, Any], store: Store) -> Checkpoint:
+    """The model as a checkpoint of the store; imported now if it is not there yet."""
+    from rich.console import Console
+
+    from effllm.pipelines.display import Display
+    from effllm.pipelines.executor import Run
+    from effllm.pipelines.planning import Options
+    from effllm.pipelines.tracking import NoLogger
+
+    stage = {"_target_": "effllm.pipelines.stages.import_model.ImportModel", "source": source}
+    graph = build_graph({"base": stage}, store)
+    one = graph[0]
+    if store.check_quickly(one.stage, one.digest) is None:
+        display = Display(Console(stderr=True, highlight=False, soft_wrap=True))
+        folder = store.root / "runs" / "generate" / one.digest[:12]
+        labels = {"paper": "generate", "scale": "none"}
+        Run(graph, store, folder, labels, NoLogger(), display, Options()).execute()
+    return store.open(one.stage, one.digest, Checkpoint)
+
+
+def load_draft(
+    wanted: dict[str, Any], dtype: str, device: str, target: PreTrainedModel, store: Store
+) -> PreTrainedModel | None:
+    """The draft model that the configuration group `draft` names, or None.
+
+    Raises:
+        ConfigError: if the reference is no checkpoint.
+    """
+    if wanted["kind"] == "none":
+        return None
+    if wanted["kind"] == "first_layers":
+        from effllm.modules.decoding.early_exit import first_layers
+
+        return first_layers(target, wanted["layers"])
+    _, manifest = store.find(wanted["ref"])
+    artifact = store.open(manifest["stage"], manifest["digest"], Checkpoint)
+    if not (artifact.path / "config.json").is_file():
+        raise ConfigError(f"draft.ref={wanted['ref']} is no checkpoint")
+    return artifact.load_model(dtype, device)
+
+
+def build_session(
+    config: Any,
+    target: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    draft: PreTrainedModel | None,
+    stop_strings: tuple[str, ...] = (),
+) -> Session:
+    """A session from the group `decoder`: proposer and verifier.
+
+    Raises:
+        ConfigError: if the decoder needs a draft model and there is none.
+    """
+    from functools import partial
+
+    from hydra.utils import instantiate
+
+    from effllm.modules.decoding.runner import ModelRunner
+    from effllm.modules.decoding.session import Session
+
+    runner = ModelRunner(target)
+    proposer = instantiate(config.decoder.proposer, _convert_="all")
+    if isinstance(proposer, partial):
+        if draft is None:
+            raise ConfigError(
+                "this decoder needs a draft model: draft=first_layers, or draft=checkpoint "
+                "draft.ref=<stage>/<digest>"
+            )
+        proposer = proposer(runner=ModelRunner(draft), vocabulary=runner.vocabulary)
+    verifier = instantiate(config.decoder.verifier, _convert_="all")
+    if "protected" in {field.name for field in dataclasses.fields(verifier)}:
+        verifier = dataclasses.replace(verifier, protected=frozenset(tokenizer.all_special_ids))
+    return Session(
+        target=runner,
+        proposer=proposer,
+        verifier=verifier,
+        ends=end_tokens(target, tokenizer),
+        tokenizer=tokenizer,
+        stop_strings=stop_strings,
+    )
+
+
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """All token ids that end a text."""
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    ends = configured if isinstance(configured, list) else [configured]
+    return frozenset(int(one) for one in [*ends, tokenizer.eos_token_id] if one is not None)
+
+
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, *, chat: bool, system: str | None = None
+) -> list[int]:
+    """Token ids of a prompt, as a chat turn if wanted and the tokenizer has a template."""
+    if not chat or not tokenizer.chat_template:
+        return list(tokenizer(prompt)["input_ids"])
+    messages = [{"role": "system", "content": system}] if system else []
+    messages.append({"role": "user", "content": prompt})
+    encoded: Any = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+    return list(encoded["input_ids"])
+
+
+def summary(found: Generation, prompt_tokens: int, lossless: bool) -> str:
+    """One line: speed, tokens per pass, acceptance."""
+    drafted = sum(one.drafted for one in found.rounds)
+    accepted = sum(one.accepted for one in found.rounds)
+    speed = max(len(found.tokens) - 1, 0) / max(found.decode_seconds, 1e-9)
+    parts = [
+        f"{len(found.tokens)} tokens in {found.prefill_seconds + found.decode_seconds:.1f} s",
+        f"{speed:.1f} tokens/s after the prompt ({prompt_tokens} tokens, "
+        f"{found.prefill_seconds:.2f} s)",
+        f"{found.acceptance_length:.2f} tokens per pass",
+    ]
+    if drafted:
+        parts.append(f"{100 * accepted / drafted:.0f} % of {drafted} drafted tokens kept")
+    if not lossless:
+        parts.append(f"{sum(one.loosened for one in found.rounds)} loosened (not lossless)")
+    return f"[{', '.join(parts)}; ended by {found.stop}]"
+
+
+def _quoted(text: str) -> str:
+    """A string as a Hydra override value."""
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
