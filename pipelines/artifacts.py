@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from effllm.modules.data.prompts import Prompt
     from effllm.modules.data.sources import Document
 
 HISTORY_FILE = "effllm.json"
@@ -165,6 +166,18 @@ class Grams(Artifact):
         stored = load_file(self.path / f"block-{index:03d}.safetensors")
         groups = self.read_json("groups.json")[index]
         return {name: stored[group[0]] for group in groups for name in group}
+
+
+class Prompts(Artifact):
+    """Prompts for decoding, one object per line of `prompts.jsonl`."""
+
+    kind = "prompts"
+
+    def prompts(self) -> list[Prompt]:
+        """All prompts."""
+        from effllm.modules.data.prompts import Prompt
+
+        return [Prompt(**row) for row in self.read_rows("prompts.jsonl")]
 
 
 class Tasks(Artifact):

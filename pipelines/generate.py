@@ -36,6 +36,7 @@ def generate_command(arguments: Sequence[str]) -> int:
     quieten_libraries()
     keep_freed_memory()
     import torch
+    from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
     settings: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
@@ -47,7 +48,14 @@ def generate_command(arguments: Sequence[str]) -> int:
     model = checkpoint.load_model(settings["dtype"], device)
     tokenizer = checkpoint.load_tokenizer()
     draft = load_draft(settings["draft"], settings["dtype"], device, model, store)
-    session = build_session(config, model, tokenizer, draft, tuple(settings["stop"]))
+    session = join_session(
+        instantiate(config.decoder.proposer, _convert_="all"),
+        instantiate(config.decoder.verifier, _convert_="all"),
+        model,
+        tokenizer,
+        draft,
+        stop_strings=tuple(settings["stop"]),
+    )
     prompt = encode_prompt(
         tokenizer, settings["prompt"], chat=settings["chat"], system=settings["system"]
     )
@@ -79,7 +87,7 @@ def imported(source: dict[str, Any], store: Store) -> Checkpoint:
         folder = store.root / "runs" / "generate" / one.digest[:12]
         labels = {"paper": "generate", "scale": "none"}
         Run(graph, store, folder, labels, NoLogger(), display, Options()).execute()
-    return store.open(one.stage, one.digest, Checkpoint)
+    return _checkpoint(store, one.stage, one.digest)
 
 
 def load_draft(
@@ -97,33 +105,46 @@ def load_draft(
 
         return first_layers(target, wanted["layers"])
     _, manifest = store.find(wanted["ref"])
-    artifact = store.open(manifest["stage"], manifest["digest"], Checkpoint)
-    if not (artifact.path / "config.json").is_file():
-        raise ConfigError(f"draft.ref={wanted['ref']} is no checkpoint")
-    return artifact.load_model(dtype, device)
+    return _checkpoint(store, manifest["stage"], manifest["digest"]).load_model(dtype, device)
 
 
-def build_session(
-    config: Any,
+def _checkpoint(store: Store, stage: str, digest: str) -> Checkpoint:
+    artifact = store.open(stage, digest, Checkpoint)
+    if not isinstance(artifact, Checkpoint) or not (artifact.path / "config.json").is_file():
+        raise ConfigError(f"{stage}/{digest[:12]} is no checkpoint")
+    return artifact
+
+
+def join_session(
+    proposer: Any,
+    verifier: Any,
     target: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     draft: PreTrainedModel | None,
+    *,
     stop_strings: tuple[str, ...] = (),
+    text: bool = True,
 ) -> Session:
-    """A session from the group `decoder`: proposer and verifier.
+    """A session of built parts; a factory of a proposer is given its models here.
+
+    Args:
+        proposer: a proposer, or a factory called with `runner` and `vocabulary`.
+        verifier: FLy's is told which tokens are special.
+        target: the model whose text is wanted.
+        tokenizer: its tokenizer.
+        draft: for factories.
+        stop_strings: the text ends in front of the first of these.
+        text: whether the session also decodes text.
 
     Raises:
-        ConfigError: if the decoder needs a draft model and there is none.
+        ConfigError: if a draft model is needed and there is none.
     """
     from functools import partial
-
-    from hydra.utils import instantiate
 
     from effllm.modules.decoding.runner import ModelRunner
     from effllm.modules.decoding.session import Session
 
     runner = ModelRunner(target)
-    proposer = instantiate(config.decoder.proposer, _convert_="all")
     if isinstance(proposer, partial):
         if draft is None:
             raise ConfigError(
@@ -131,7 +152,6 @@ def build_session(
                 "draft.ref=<stage>/<digest>"
             )
         proposer = proposer(runner=ModelRunner(draft), vocabulary=runner.vocabulary)
-    verifier = instantiate(config.decoder.verifier, _convert_="all")
     if "protected" in {field.name for field in dataclasses.fields(verifier)}:
         verifier = dataclasses.replace(verifier, protected=frozenset(tokenizer.all_special_ids))
     return Session(
@@ -139,7 +159,7 @@ def build_session(
         proposer=proposer,
         verifier=verifier,
         ends=end_tokens(target, tokenizer),
-        tokenizer=tokenizer,
+        tokenizer=tokenizer if text or stop_strings else None,
         stop_strings=stop_strings,
     )
 

@@ -65,11 +65,12 @@ class SlotCache(Cache):
     """One `SlotLayer` per decoder layer."""
 
     def __init__(self, layers: int) -> None:
-        super().__init__(layers=[SlotLayer() for _ in range(layers)])
+        self.slots = [SlotLayer() for _ in range(layers)]
+        super().__init__(layers=list(self.slots))
 
     def rollback_to(self, length: int) -> None:
         """Forget all positions from `length` on."""
-        for layer in self.layers:
+        for layer in self.slots:
             if length > layer.length:
                 raise ValueError(f"cannot roll forward from {layer.length} to {length}")
             layer.length = length
@@ -82,8 +83,9 @@ class SlotCache(Cache):
             slots: rising slot numbers, each at least its own new place.
         """
         wanted = torch.tensor(slots, dtype=torch.long)
-        for layer in self.layers:
+        for layer in self.slots:
             for buffer in (layer.keys, layer.values):
+                assert buffer is not None
                 place = wanted.to(buffer.device)
                 buffer[:, :, start : start + len(slots)] = buffer[:, :, place]
             layer.length = start + len(slots)

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from effllm.modules.errors import ConfigError, NumericalError
 from effllm.modules.modeling.blocks import prunable_layers
 from effllm.modules.modeling.stream import BlockStream
-from effllm.modules.sparsity.gram import output_error
+from effllm.modules.sparsity.gram import Gram, output_error
 from effllm.modules.sparsity.patterns import Pattern
 from effllm.modules.sparsity.pruners import Pruner
 
@@ -27,15 +27,22 @@ class BlockRecord:
         errors: relative output error per layer on the inputs it was pruned with; empty if the
             pruner gathers no Gram matrix.
         damping: the largest relative damping that a factorisation needed.
+        grams: (C, C) Gram matrix per layer name of the pruned block's inputs, if asked for.
     """
 
     masks: dict[str, Tensor] = field(default_factory=dict)
     errors: dict[str, float] = field(default_factory=dict)
     damping: float = 0.0
+    grams: dict[str, Tensor] = field(default_factory=dict)
 
 
 def prune_block(
-    stream: BlockStream, pruner: Pruner, pattern: Pattern, *, true_sequential: bool = False
+    stream: BlockStream,
+    pruner: Pruner,
+    pattern: Pattern,
+    *,
+    true_sequential: bool = False,
+    keep_gram: bool = False,
 ) -> BlockRecord:
     """Prune the current block of `stream` in place and move on to the next.
 
@@ -45,6 +52,8 @@ def prune_block(
         pattern: the pattern to reach in every layer.
         true_sequential: measure each group of layers after the groups before it were pruned
             (q/k/v, then o, then gate/up, then down), at one block pass per group.
+        keep_gram: also gather the Gram matrices of the pruned block, in the pass that sends the
+            hidden states through it anyway.
 
     Raises:
         NumericalError: names the block and layer.
@@ -73,7 +82,9 @@ def prune_block(
                 record.masks[name] = mask.clone()  # not a view of the whole stack
                 if statistic is not None and statistic.dim() == 2:
                     record.errors[name] = output_error(original, weight, statistic)
-    if pruner.statistic is None:
+    if keep_gram:
+        record.grams = stream.collect(Gram, advance=True)
+    elif pruner.statistic is None:
         stream.skip()
     else:
         stream.advance()

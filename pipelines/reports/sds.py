@@ -264,7 +264,8 @@ def detail_table(data: Comparison, pattern: str) -> Table:
         body,
         note="vs one-shot: paired relative change of test perplexity against the same base pruner. "
         "Layer error: mean relative output error on the dense model's held-out inputs, the same "
-        "for all rows. Time: all stages that made the model, without import and evaluation.",
+        "for all rows. Time: all stages that made the model, without import and evaluation; "
+        "where rows below reuse a pruning's Gram matrices, its own time includes gathering them.",
         strong=frozenset(strong),
     )
 

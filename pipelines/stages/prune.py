@@ -13,6 +13,14 @@ if TYPE_CHECKING:
     from effllm.modules.sparsity.pruners import Pruner
 
 
+GRAM_FOLDER = "gram"
+
+
+def gram_name(index: int) -> str:
+    """Name of the progress file with a block's Gram matrices."""
+    return f"gram-{index:03d}"
+
+
 def require_pattern(value: object) -> None:
     """Refuse what is no pattern, above all the integer that YAML makes of an unquoted 2:4."""
     if not hasattr(value, "mask"):
@@ -30,6 +38,8 @@ class Prune(Stage):
         pruner: scores, and possibly repairs, one matrix.
         pattern: the pattern to reach in every layer.
         true_sequential: refresh statistics inside a block after each group of layers.
+        keep_gram: also store the Gram matrices of the pruned model, for `take_grams`; that costs
+            less than a pass of their own.
         dtype: of the forward passes and of the stored weights; solvers use float32.
         micro_batch_size: windows per forward pass.
     """
@@ -37,10 +47,12 @@ class Prune(Stage):
     INPUTS: ClassVar = {"model": Checkpoint, "windows": Windows}
     OUTPUT: ClassVar = Checkpoint
     VOLATILE: ClassVar = frozenset({"micro_batch_size"})
+    DIGEST_DEFAULTS: ClassVar = {"keep_gram": False}
 
     pruner: "Pruner"
     pattern: "Pattern"
     true_sequential: bool
+    keep_gram: bool
     dtype: str
     micro_batch_size: int
 
@@ -62,17 +74,31 @@ class Prune(Stage):
         stream = BlockStream(model, windows, self.micro_batch_size)
         for index in range(resume_stream(ctx, stream), len(stream.blocks)):
             layers = {layer.name: layer for layer in stream.layers()}
+            leaders = [group[0] for group in stream.groups()]
             record = prune_block(
-                stream, self.pruner, self.pattern, true_sequential=self.true_sequential
+                stream,
+                self.pruner,
+                self.pattern,
+                true_sequential=self.true_sequential,
+                keep_gram=self.keep_gram,
             )
             weights = {f"weight/{name}": layer.read().cpu() for name, layer in layers.items()}
             block_masks = {f"mask/{name}": mask.cpu() for name, mask in record.masks.items()}
             numbers = {f"error/{name}": error for name, error in record.errors.items()}
             numbers["damping"] = record.damping
             scalars = {name: torch.tensor(value) for name, value in numbers.items()}
+            if self.keep_gram:
+                grams = {name: record.grams[name].cpu() for name in leaders}
+                ctx.save_progress(gram_name(index), grams)
             ctx.save_progress(block_name(index), {**weights, **block_masks, **scalars})
             save_stream(ctx, stream)
 
+        if self.keep_gram:
+            (ctx.workdir / GRAM_FOLDER).mkdir(exist_ok=True)
+            for index in range(len(stream.blocks)):
+                file = f"{GRAM_FOLDER}/{block_name(index)}.safetensors"
+                ctx.keep_progress(gram_name(index), file)
+            write_json(ctx.workdir / GRAM_FOLDER / "groups.json", stream.all_groups())
         masks, dampings = {}, []
         errors: dict[str, float] = {}
         layers = prunable_layers(model)

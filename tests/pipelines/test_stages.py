@@ -54,7 +54,7 @@ def payload(store, graph, name):
     return store.manifest(one.stage, one.digest)["outputs"]
 
 
-LONG = ["prune", "gram", "sds.redense", "sds.adjust"]
+LONG = ["prune", "gram_2", "sds.redense", "sds.adjust"]
 
 
 @pytest.mark.parametrize("name", LONG)
@@ -93,6 +93,35 @@ def test_a_smaller_micro_batch_gives_the_same_masks(finished, execute, store):
     masks = [s.open(one.stage, one.digest, Checkpoint).masks() for s in (done, store)]
     same = [float((masks[0][name] == masks[1][name]).float().mean()) for name in masks[0]]
     assert min(same) > 0.99  # rounding of the Gram matrix may move single near-ties
+
+
+def test_grams_gathered_while_pruning_equal_those_of_a_pass_of_their_own(finished, execute, store):
+    done, graph, pipeline = finished
+    shutil.copytree(done.artifacts, store.artifacts)
+    extra = {
+        "_target_": "effllm.pipelines.stages.collect_gram.CollectGram",
+        "dtype": "float32",
+        "micro_batch_size": 4,
+        "inputs": {"model": f"{BASE}.prune", "windows": "calibration"},
+    }
+    execute({**pipeline, "own_pass": extra}, until="own_pass")
+    one = next(
+        one for one in build_graph({**pipeline, "own_pass": extra}, store) if one.name == "own_pass"
+    )
+    mine, taken = (
+        store.manifest(one.stage, one.digest)["outputs"],
+        payload(done, graph, f"{BASE}.gram"),
+    )
+    assert mine == taken
+
+
+def test_a_model_pruned_without_grams_is_refused(finished, execute, store):
+    done, _, pipeline = finished
+    shutil.copytree(done.artifacts, store.artifacts)
+    bare = {**pipeline[BASE]["prune"], "keep_gram": False}
+    take = {"_target_": "effllm.pipelines.stages.take_grams.TakeGrams", "inputs": {"model": "bare"}}
+    with pytest.raises(ArtifactError, match="take: prune/.* keep_gram=true"):
+        execute({**pipeline, "bare": bare, "take": take}, until="take")
 
 
 def test_checkpoints_carry_their_history_and_masks(finished):

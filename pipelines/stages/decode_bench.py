@@ -1,0 +1,216 @@
+"""Decode the same prompts with every method, in turn, and record speed and quality."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from effllm.modules.errors import ConfigError
+from effllm.pipelines.artifacts import Checkpoint, Predictions, Prompts, write_json, write_rows
+from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from effllm.modules.decoding.session import Session
+
+_ROWS = "rows.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeBench(Stage):
+    """All arms on all prompts, in an order that turns with every prompt.
+
+    An arm is `{library: plain | lookup | assisted, drafted}` for transformers' own decoding, or
+    `{proposer, verifier}` for ours. Arms with a draft model name it: `draft: {kind: first_layers,
+    layers}` or `{kind: input, index}`, an index into the input `drafts`.
+
+    Args:
+        arms: name -> arm; `plain` is what speeds are compared with.
+        max_new_tokens: budget per prompt.
+        dtype: of all models.
+        seed: of all draws.
+    """
+
+    INPUTS: ClassVar = {"model": Checkpoint, "prompts": Prompts, "drafts": Many(Checkpoint)}
+    OUTPUT: ClassVar = Predictions
+
+    arms: dict[str, Any]
+    max_new_tokens: int
+    dtype: str
+    seed: int
+
+    def __post_init__(self) -> None:
+        if "plain" not in self.arms:
+            raise ConfigError("decode_bench: speeds are compared with an arm named plain")
+
+    def run(self, ctx: StageContext) -> Metrics:
+        """`predictions.jsonl`: one row per prompt and arm; `rounds.jsonl`: loosened tokens."""
+        from effllm.pipelines.generate import encode_prompt, end_tokens
+
+        checkpoint = ctx.input("model", Checkpoint)
+        model, tokenizer = (
+            checkpoint.load_model(self.dtype, ctx.device),
+            checkpoint.load_tokenizer(),
+        )
+        drafts = [
+            one.load_model(self.dtype, ctx.device) for one in ctx.input_list("drafts", Checkpoint)
+        ]
+        ends = end_tokens(model, tokenizer)
+        arms = {
+            name: _Arm(arm, model, tokenizer, drafts, ends, self.max_new_tokens, self.seed)
+            for name, arm in self.arms.items()
+        }
+        prompts = ctx.input("prompts", Prompts).prompts()
+        encoded = [encode_prompt(tokenizer, one.text, chat=one.chat) for one in prompts]
+        stored = ctx.progress_dir / _ROWS
+        rows: list[dict[str, Any]] = []
+        if stored.is_file():
+            rows = [json.loads(line) for line in stored.read_text().splitlines()]
+        done = len({row["id"] for row in rows})
+        for arm in arms.values():
+            arm.decode(encoded[0], budget=8)  # warm-up, not recorded
+        names = list(arms)
+        for number in range(done, len(prompts)):
+            turn = number % len(names)
+            found = {}
+            for name in [*names[turn:], *names[:turn]]:
+                found[name] = arms[name].decode(encoded[number])
+            fresh = _describe(found, prompts[number], encoded[number], model, tokenizer)
+            rows += fresh
+            partial = stored.with_suffix(".partial")
+            write_rows(partial, rows)
+            partial.replace(stored)
+            ctx.progress(number + 1, len(prompts), "prompt")
+        write_rows(ctx.workdir / "predictions.jsonl", rows)
+        write_json(
+            ctx.workdir / "subject.json",
+            {"checkpoint": checkpoint.label, "history": checkpoint.history},
+        )
+        lossless = {name: arm.lossless for name, arm in arms.items()}
+        write_json(ctx.workdir / "arms.json", lossless)
+        speeds = {}
+        for name in names:
+            mine = [row for row in rows if row["set"] == name]
+            speeds[f"{name}/tokens_per_second"] = sum(row["tokens"] for row in mine) / sum(
+                row["seconds"] for row in mine
+            )
+        return {**speeds, "prompts": len(prompts)}
+
+
+class _Arm:
+    """One way to decode."""
+
+    def __init__(
+        self,
+        arm: dict[str, Any],
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        drafts: list[PreTrainedModel],
+        ends: frozenset[int],
+        max_new_tokens: int,
+        seed: int,
+    ) -> None:
+        from effllm.pipelines.generate import join_session
+
+        self.model, self.ends = model, ends
+        self.max_new_tokens, self.seed = max_new_tokens, seed
+        self.library: Any = arm.get("library")
+        self.drafted = int(arm.get("drafted", 8))
+        self.draft = _draft(arm.get("draft"), model, drafts)
+        self.session: Session | None = None
+        if self.library is None:
+            self.session = join_session(
+                arm["proposer"], arm["verifier"], model, tokenizer, self.draft, text=False
+            )
+        self.lossless = self.session is None or self.session.verifier.lossless
+
+    def decode(self, prompt: list[int], budget: int | None = None) -> dict[str, Any]:
+        """Tokens, seconds, and, for our own arms, what the rounds did."""
+        wanted = self.max_new_tokens if budget is None else budget
+        if self.session is None:
+            from effllm.modules.decoding.library import generate
+
+            tokens, seconds = generate(
+                self.model,
+                prompt,
+                wanted,
+                self.ends,
+                kind=self.library,
+                drafted=self.drafted,
+                draft=self.draft,
+            )
+            return {"output": tokens, "seconds": seconds}
+        found = self.session.generate(prompt, wanted, seed=self.seed)
+        rounds = found.rounds
+        return {
+            "output": found.tokens,
+            "seconds": found.prefill_seconds + found.decode_seconds,
+            "prefill_seconds": found.prefill_seconds,
+            "rounds": len(rounds),
+            "drafted": sum(one.drafted for one in rounds),
+            "accepted": sum(one.accepted for one in rounds),
+            "emitted": sum(one.emitted for one in rounds),
+            "loosened": sum(one.loosened for one in rounds),
+            "draft_passes": sum(one.draft_passes for one in rounds),
+            "host_seconds": sum(one.decide_seconds + one.commit_seconds for one in rounds),
+            "accepted_counts": [one.accepted for one in rounds],
+            "events": [
+                {"prefix": one.prefix, **asdict(event)} for one in rounds for event in one.events
+            ],
+        }
+
+
+def _draft(
+    wanted: dict[str, Any] | None, model: PreTrainedModel, drafts: list[PreTrainedModel]
+) -> PreTrainedModel | None:
+    if wanted is None:
+        return None
+    if wanted["kind"] == "first_layers":
+        from effllm.modules.decoding.early_exit import first_layers
+
+        return first_layers(model, int(wanted["layers"]))
+    return drafts[int(wanted["index"])]
+
+
+def _describe(
+    found: dict[str, dict[str, Any]],
+    prompt: Any,
+    encoded: list[int],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+) -> list[dict[str, Any]]:
+    """Rows of one prompt; equal outputs are judged once."""
+    from effllm.modules.evaluation.generations import (
+        continuation_nll,
+        distinct_share,
+        first_difference,
+    )
+
+    plain = found["plain"]["output"]
+    likelihoods: dict[tuple[int, ...], float] = {}
+    rows = []
+    for name, one in found.items():
+        output = one.pop("output")
+        key = tuple(output)
+        if output and key not in likelihoods:
+            likelihoods[key] = continuation_nll(model, encoded, output)
+        text = tokenizer.decode(output, skip_special_tokens=True)
+        rows.append(
+            {
+                "set": name,
+                "id": prompt.id,
+                "group": prompt.group,
+                "prompt_tokens": len(encoded),
+                "tokens": len(output),
+                "nll": likelihoods.get(key),
+                "distinct": distinct_share(output),
+                "first_difference": first_difference(plain, output),
+                "correct": None if prompt.answer is None else int(prompt.answer in text),
+                "output": output,
+                "text": text,
+                **one,
+            }
+        )
+    return rows

@@ -1,0 +1,34 @@
+"""Prompts for decoding benchmarks from the articles of one split."""
+
+from dataclasses import asdict, dataclass
+from typing import ClassVar
+
+from effllm.pipelines.artifacts import Corpus, Prompts, write_rows
+from effllm.pipelines.stage import Metrics, Stage, StageContext
+
+
+@dataclass(frozen=True, kw_only=True)
+class MakePrompts(Stage):
+    """Continue, summarise, quote, recall.
+
+    Args:
+        split: split of the text.
+        per_group: prompts of each kind.
+        seed: of the choice.
+    """
+
+    INPUTS: ClassVar = {"text": Corpus}
+    OUTPUT: ClassVar = Prompts
+
+    split: str
+    per_group: int
+    seed: int
+
+    def run(self, ctx: StageContext) -> Metrics:
+        """`prompts.jsonl`."""
+        from effllm.modules.data.prompts import article_prompts
+
+        documents = ctx.input("text", Corpus).documents(self.split)
+        prompts = article_prompts(documents, per_group=self.per_group, seed=self.seed)
+        write_rows(ctx.workdir / "prompts.jsonl", (asdict(prompt) for prompt in prompts))
+        return {"prompts": len(prompts)}
