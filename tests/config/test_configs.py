@@ -129,6 +129,7 @@ def test_a_yaml_ratio_is_explained():
             pruner=Magnitude(),
             pattern=value,
             true_sequential=False,
+            keep_gram=False,
             dtype="float32",
             micro_batch_size=1,
         )
