@@ -5,7 +5,7 @@ VENV   ?= .venv
 SCALE  ?= cpu
 RUN     = $(VENV)/bin/effllm run
 
-.PHONY: help install sds sds-ablation sds-seeds smoke test test-all check bench clean
+.PHONY: help install sds sds-ablation sds-search sds-seeds fly smoke test test-all check bench clean
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+: *.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 18
@@ -26,11 +26,20 @@ sds: install     ## SDS at SCALE (smoke, cpu or paper) to its report
 sds-ablation: install  ## the ablation rows beside the main ones at 2:4 (longer)
 	$(RUN) paper=sds_ablation scale=$(SCALE)
 
-sds-seeds: install  ## three calibration seeds, one report each
-	$(RUN) -m paper=sds scale=$(SCALE) seed=0,1,2
+sds-search: install  ## settings of the re-dense step, judged on held-out text (longer)
+	$(RUN) paper=sds_search scale=$(SCALE)
+
+sds-seeds: install  ## three calibration seeds in one report (longer)
+	$(RUN) paper=sds_seeds scale=$(SCALE)
+
+fly: install     ## FLy at SCALE to its report
+	$(RUN) paper=fly scale=$(SCALE)
 
 smoke: install   ## every paper on a tiny random model
 	$(RUN) paper=sds scale=smoke logger=csv
+	$(RUN) paper=sds_search scale=smoke logger=none
+	$(RUN) paper=sds_seeds scale=smoke logger=none
+	$(RUN) paper=fly scale=smoke logger=none
 
 test: install    ## all tests but the slow ones and those for GPUs
 	$(VENV)/bin/python -m pytest -m "not slow and not gpu"

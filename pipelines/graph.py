@@ -106,6 +106,8 @@ def _flatten(node: Mapping[str, Any], prefix: str) -> tuple[Nodes, Nodes]:
     templates: Nodes = {}
     for key, value in node.items():
         name = f"{prefix}{key}"
+        if value is None:  # null takes away what a recipe gave
+            continue
         if not isinstance(value, Mapping):
             raise ConfigError(f"pipeline.{name}: expected a stage or a scope, found {value!r}")
         if "_target_" in value:
@@ -141,7 +143,7 @@ def _instance(name: str, config: dict[str, Any], names: list[str]) -> Instance:
     config = dict(config)
     target = config.pop("_target_")
     given = config.pop("inputs", None) or {}
-    # null takes away an input that a recipe gave, where the stage was replaced by another.
+    # null takes away what a recipe gave, where another stage took its place
     inputs = {slot: wanted for slot, wanted in given.items() if wanted is not None}
     cls = load_stage(target, name)
     fields = {field.name: field for field in dataclasses.fields(cls)}

@@ -37,19 +37,22 @@ class Prompt:
     answer: str | None = None
 
 
-def article_prompts(documents: list[Document], *, per_group: int, seed: int) -> list[Prompt]:
+def article_prompts(
+    documents: list[Document], *, per_group: int, words: int, seed: int
+) -> list[Prompt]:
     """Prompts of every kind, from different articles as far as they go.
 
     Args:
         documents: articles.
         per_group: prompts of each kind.
+        words: longest passage, to be summarised; half of it is quoted, a third continued.
         seed: of the choice.
 
     Raises:
         DataError: if there are too few long paragraphs.
     """
     random = Random(seed)
-    passages = _passages(documents, random)
+    passages = _passages(documents, words // 2, random)
     if len(passages) < 3 * per_group:
         raise DataError(
             f"prompts: the articles hold {len(passages)} long paragraphs, {3 * per_group} are "
@@ -59,17 +62,17 @@ def article_prompts(documents: list[Document], *, per_group: int, seed: int) -> 
     for number in range(per_group):
         opening, summary, quote = passages[3 * number : 3 * number + 3]
         prompts += [
-            Prompt(f"continue-{number}", "continue", " ".join(opening[:60]), chat=False),
+            Prompt(f"continue-{number}", "continue", " ".join(opening[: words // 3]), chat=False),
             Prompt(
                 f"summarise-{number}",
                 "summarise",
-                f"Summarise this text in three sentences.\n\n{' '.join(summary[:160])}",
+                f"Summarise this text in three sentences.\n\n{' '.join(summary[:words])}",
                 chat=True,
             ),
             Prompt(
                 f"quote-{number}",
                 "quote",
-                f"Repeat this text word for word.\n\n{' '.join(quote[:80])}",
+                f"Repeat this text word for word.\n\n{' '.join(quote[: words // 2])}",
                 chat=True,
             ),
             _recall(number, random),
@@ -91,14 +94,14 @@ def _recall(number: int, random: Random) -> Prompt:
     )
 
 
-def _passages(documents: list[Document], random: Random) -> list[list[str]]:
+def _passages(documents: list[Document], shortest: int, random: Random) -> list[list[str]]:
     """Words of long paragraphs, articles taking turns."""
     by_article = []
     for document in documents:
         long = [
             words
             for line in document.text.split("\n")
-            if len(words := re.findall(r"\S+", line)) >= 90
+            if len(words := re.findall(r"\S+", line)) >= shortest
         ]
         random.shuffle(long)
         by_article.append(long)

@@ -14,6 +14,7 @@ class MakePrompts(Stage):
     Args:
         split: split of the text.
         per_group: prompts of each kind.
+        words: longest passage.
         seed: of the choice.
     """
 
@@ -22,6 +23,7 @@ class MakePrompts(Stage):
 
     split: str
     per_group: int
+    words: int
     seed: int
 
     def run(self, ctx: StageContext) -> Metrics:
@@ -29,6 +31,8 @@ class MakePrompts(Stage):
         from effllm.modules.data.prompts import article_prompts
 
         documents = ctx.input("text", Corpus).documents(self.split)
-        prompts = article_prompts(documents, per_group=self.per_group, seed=self.seed)
+        prompts = article_prompts(
+            documents, per_group=self.per_group, words=self.words, seed=self.seed
+        )
         write_rows(ctx.workdir / "prompts.jsonl", (asdict(prompt) for prompt in prompts))
         return {"prompts": len(prompts)}

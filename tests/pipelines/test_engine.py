@@ -163,6 +163,15 @@ def test_scopes_look_inside_first_then_outside(store):
     }
 
 
+def test_null_takes_away_a_stage_or_an_input(pipeline, store):
+    pipeline["triple"] = None
+    pipeline["collect"]["inputs"] = {"numbers": ["double"], "other": None}
+    assert [one.name for one in build_graph(pipeline, store)] == ["count", "double", "collect"]
+    pipeline["collect"]["inputs"]["numbers"] = None
+    with pytest.raises(ConfigError, match="collect.*needs inputs"):
+        build_graph(pipeline, store)
+
+
 def test_templates_are_repeated_for_each_subject(store):
     pipeline = {
         "one": {"_target_": "toy_stages.Count", "size": 1},

@@ -1,0 +1,128 @@
+"""FLy at smoke scale and `effllm generate`, through the command line."""
+
+import json
+
+import pytest
+
+from effllm.pipelines.cli import main
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fly")
+    assert main(["run", "paper=fly", "scale=smoke", "logger=none", f"paths.outputs={folder}"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bench_rows(outputs):
+    file = next((outputs / "artifacts" / "decode_bench").glob("*/predictions.jsonl"))
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_every_arm_decodes_every_prompt(bench_rows):
+    arms = {row["set"] for row in bench_rows}
+    assert {"plain", "generate", "generate_lookup", "lookup", "lookup_fly"} <= arms
+    prompts = {row["id"] for row in bench_rows}
+    assert {prompt.split("-")[0] for prompt in prompts} == {
+        "continue",
+        "summarise",
+        "quote",
+        "recall",
+    }
+    assert len(bench_rows) == len(arms) * len(prompts)
+
+
+def test_exact_arms_give_the_text_of_generate(bench_rows):
+    texts = {(row["set"], row["id"]): row["output"] for row in bench_rows}
+    for (arm, prompt), output in texts.items():
+        if arm in ("plain", "generate_lookup", "lookup"):
+            assert output == texts["generate", prompt]
+
+
+def test_accounts_of_our_arms_add_up(bench_rows):
+    for row in bench_rows:
+        if "rounds" in row:
+            assert row["emitted"] == row["tokens"] - 1
+            assert row["accepted"] == sum(row["accepted_counts"])
+            assert row["loosened"] == sum(event["loosened"] for event in row["events"])
+            if row["set"] in ("plain", "lookup"):
+                assert row["loosened"] == 0 and row["first_difference"] is None
+
+
+def test_the_report_marks_what_is_lossy_and_what_is_the_papers(outputs):
+    folder = outputs / "reports" / "fly-smoke"
+    page = (folder / "index.html").read_text()
+    assert "not comparable" in page and "<script" not in page
+    rows = json.loads((folder / "results.json").read_text())
+    lossless = {row["method"]: row["lossless"] for row in rows}
+    assert lossless["lookup"] and not lossless["lookup_fly"]
+    for row in rows:
+        for key, (low, high) in row["intervals"].items():
+            assert low <= row["metrics"][key] <= high
+
+
+def test_an_interrupted_benchmark_goes_on_at_the_next_prompt(outputs, tmp_path, monkeypatch):
+    import shutil
+
+    from effllm.pipelines.stages import decode_bench
+
+    shutil.copytree(outputs / "artifacts", tmp_path / "artifacts")
+    shutil.rmtree(tmp_path / "artifacts" / "decode_bench")
+    arguments = ["run", "paper=fly", "scale=smoke", "logger=none", f"paths.outputs={tmp_path}"]
+    describe, prompts = decode_bench._describe, []
+
+    def stop(found, prompt, *others):
+        prompts.append(prompt.id)
+        if len(prompts) == 3:
+            raise KeyboardInterrupt
+        return describe(found, prompt, *others)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(decode_bench, "_describe", stop)
+        assert main([*arguments, "execute.until=bench"]) == 130
+
+    def count(found, prompt, *others):
+        prompts.append(prompt.id)
+        return describe(found, prompt, *others)
+
+    monkeypatch.setattr(decode_bench, "_describe", count)
+    assert main([*arguments, "execute.until=bench"]) == 0
+    assert len(prompts) == 3 + 6  # eight prompts: two kept, the third and the rest decoded
+    manifest = json.loads(
+        next((tmp_path / "artifacts" / "decode_bench").glob("*/manifest.json")).read_text()
+    )
+    assert manifest["timing"]["resumed"]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["decoder=plain"],
+        ["decoder=lookup"],
+        ["decoder=fly"],
+        ["decoder=margin"],
+        ["decoder=draft", "draft=first_layers", "draft.layers=1"],
+    ],
+    ids=lambda one: one[0],
+)
+def test_generate_streams_text_and_sums_up(overrides, tmp_path, capsys):
+    common = ["model=tiny_llama", "dtype=float32", f"paths.outputs={tmp_path}", "max_new_tokens=12"]
+    assert main(["generate", "hello, 'you'", *common, *overrides]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.strip("\n") and "tokens per pass" in shown.err
+    assert ("not lossless" in shown.err) == (overrides[0] in ("decoder=fly", "decoder=margin"))
+
+
+def test_generate_says_what_is_missing(tmp_path, capsys):
+    common = ["model=tiny_llama", f"paths.outputs={tmp_path}"]
+    for arguments, message in (
+        ([], "no prompt"),
+        (["two", "words"], "in quotes"),
+        (["hello", "decoder=draft"], "needs a draft model"),
+        (["hello", "decoder=none"], "none"),
+        (["hello", "max_new_tokens=-1"], "0 or more"),
+    ):
+        assert main(["generate", *arguments, *common]) == 1
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert message in error and error.startswith("ConfigError")
