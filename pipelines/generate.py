@@ -39,6 +39,8 @@ def generate_command(arguments: Sequence[str]) -> int:
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
+    from effllm.modules.decoding.packed import pack_linears
+
     settings: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     device = settings["trainer"]["device"]
     if device == "auto":
@@ -47,6 +49,7 @@ def generate_command(arguments: Sequence[str]) -> int:
     checkpoint = imported(settings["model"], store)
     model = checkpoint.load_model(settings["dtype"], device)
     tokenizer = checkpoint.load_tokenizer()
+    pack_linears(model)
     draft = load_draft(settings["draft"], settings["dtype"], device, model, store)
     session = join_session(
         instantiate(config.decoder.proposer, _convert_="all"),

@@ -20,6 +20,7 @@ def first_layers(model: PreTrainedModel, layers: int) -> PreTrainedModel:
     memo: dict[int, object] = {id(value): value for value in model.parameters()}
     memo |= {id(value): value for value in model.buffers()}
     memo |= {id(block): block for block in blocks}
+    memo |= {id(one): one for one in model.modules() if not list(one.children())}  # shared as well
     memo[id(blocks)] = nn.ModuleList(list(blocks)[:layers])
     shallow = copy.deepcopy(model, memo)
     shallow.config.num_hidden_layers = layers

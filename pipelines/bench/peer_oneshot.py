@@ -30,7 +30,11 @@ def main() -> None:
     oneshot(
         model=model,
         dataset=data,
-        recipe=modifier(sparsity=0.5, mask_structure="2:4", targets=["Linear"], ignore=["lm_head"]),
+        # A plain "lm_head" in `ignore` matches nothing: the head, and with it the tied embedding,
+        # would be pruned as well.
+        recipe=modifier(
+            sparsity=0.5, mask_structure="2:4", targets=["Linear"], ignore=["re:.*lm_head"]
+        ),
         num_calibration_samples=len(windows),
         max_seq_length=len(windows[0]),
         shuffle_calibration_samples=False,

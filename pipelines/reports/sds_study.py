@@ -37,9 +37,8 @@ def search_table(data: Comparison, base: str) -> Table:
     """Held-out perplexity of D, S2 and S3 per setting, beside the controls of the same base."""
     control = data.find(base, CONTROL)
     by_setting: dict[str, dict[str, Row]] = defaultdict(dict)
-    for row in data.rows:
-        if row.base == base and "redense" in [step["stage"] for step in row.subject.history]:
-            by_setting[setting(row)][_model(row)] = row
+    for row in _regrown(data, base):
+        by_setting[setting(row)][_model(row)] = row
     body = []
     for kind, title in {"prune": "one-shot", **CONTROLS}.items():
         found = data.find(base, kind)
@@ -69,7 +68,7 @@ def search_table(data: Comparison, base: str) -> Table:
 
 def chosen_on_test(data: Comparison, base: str) -> Text:
     """What the setting chosen on held-out text does on test text."""
-    rows = [row for row in data.rows if row.base == base and _model(row) == "S3"]
+    rows = [row for row in _regrown(data, base) if _model(row) == "S3"]
     best = min(rows, key=lambda row: data.perplexity(row, "heldout").value)
     lines = []
     for kind, title in CONTROLS.items():
@@ -80,6 +79,15 @@ def chosen_on_test(data: Comparison, base: str) -> Text:
         f"{BASES[base]}: held-out text chooses {setting(best)}. On test text its perplexity is "
         f"{number(data.perplexity(best).value)}: {'; '.join(lines)}."
     )
+
+
+def _regrown(data: Comparison, base: str) -> list[Row]:
+    """Models of one base pruner that went through a re-dense step."""
+    return [
+        row
+        for row in data.rows
+        if row.base == base and any(step["stage"] == "redense" for step in row.subject.history)
+    ]
 
 
 def _model(row: Row) -> str:

@@ -30,6 +30,7 @@ class DecodeBench(Stage):
         arms: name -> arm; `plain` is what speeds are compared with.
         max_new_tokens: budget per prompt.
         dtype: of all models.
+        packed: pack the weights of our arms' models for the CPU; transformers' arms never are.
         seed: of all draws.
     """
 
@@ -39,6 +40,7 @@ class DecodeBench(Stage):
     arms: dict[str, Any]
     max_new_tokens: int
     dtype: str
+    packed: bool
     seed: int
 
     def __post_init__(self) -> None:
@@ -47,6 +49,7 @@ class DecodeBench(Stage):
 
     def run(self, ctx: StageContext) -> Metrics:
         """`predictions.jsonl`: one row per prompt and arm; `rounds.jsonl`: loosened tokens."""
+        from effllm.modules.decoding.packed import pack_linears
         from effllm.pipelines.generate import encode_prompt, end_tokens
 
         checkpoint = ctx.input("model", Checkpoint)
@@ -54,12 +57,22 @@ class DecodeBench(Stage):
             checkpoint.load_model(self.dtype, ctx.device),
             checkpoint.load_tokenizer(),
         )
+        stock = checkpoint.load_model(self.dtype, ctx.device)  # transformers' arms run it as it is
         drafts = [
             one.load_model(self.dtype, ctx.device) for one in ctx.input_list("drafts", Checkpoint)
         ]
+        packed = sum(pack_linears(one) for one in (model, *drafts)) if self.packed else 0
         ends = end_tokens(model, tokenizer)
         arms = {
-            name: _Arm(arm, model, tokenizer, drafts, ends, self.max_new_tokens, self.seed)
+            name: _Arm(
+                arm,
+                stock if "library" in arm else model,
+                tokenizer,
+                drafts,
+                ends,
+                self.max_new_tokens,
+                self.seed,
+            )
             for name, arm in self.arms.items()
         }
         prompts = ctx.input("prompts", Prompts).prompts()
@@ -96,7 +109,7 @@ class DecodeBench(Stage):
             speeds[f"{name}/tokens_per_second"] = sum(row["tokens"] for row in mine) / sum(
                 row["seconds"] for row in mine
             )
-        return {**speeds, "prompts": len(prompts)}
+        return {**speeds, "prompts": len(prompts), "packed_layers": packed}
 
 
 class _Arm:

@@ -156,3 +156,28 @@ def test_modules_do_not_import_pipelines():
         text = path.read_text()
         for banned in ("effllm.pipelines", "import hydra", "import wandb", "omegaconf"):
             assert banned not in text, f"{path}: {banned}"
+
+
+def test_one_file_for_testing_and_for_calibration_is_refused(tmp_path):
+    """Before any work: its test text could be calibration text."""
+    text = tmp_path / "text.txt"
+    text.write_text("a line\n")
+    common = ["paper=sds", "data=wikitext2", f"data.path={text}"]
+    graph = [*common, "data@calibration_data=wikitext2", f"calibration_data.path={text}"]
+    with pytest.raises(ConfigError, match="calibration_text .*test_text .*same file"):
+        build_graph(resolve(compose(graph))[0], Store(tmp_path))
+    other = tmp_path / "other.txt"
+    other.write_text("another line\n")
+    graph[-1] = f"calibration_data.path={other}"
+    assert build_graph(resolve(compose(graph))[0], Store(tmp_path))
+    dealt_anew = ["paper=sds", "calibration_data.seed=7"]
+    with pytest.raises(ConfigError, match="same file"):
+        build_graph(resolve(compose(dealt_anew))[0], Store(tmp_path))
+
+
+def test_a_model_out_of_reach_is_refused_before_any_work():
+    from effllm.modules.errors import DataError
+    from effllm.modules.modeling.sources import PretrainedFolder
+
+    with pytest.raises(DataError, match="nobody/nothing.*from the hub.*model.path="):
+        PretrainedFolder(name="nobody/nothing").check()

@@ -131,3 +131,12 @@ def test_a_model_that_ignores_the_mask_is_refused(tokenizer, tiny_llama, dtype):
     )
     with pytest.raises(UnsupportedModelError, match="LlamaForCausalLM: branch masks change"):
         BranchingLM(pretrained=tiny_llama, tokenizer=tokenizer, batch_size=1, max_length=64)
+
+
+def test_an_interval_over_seeds_is_students():
+    from effllm.modules.evaluation.intervals import over_seeds
+
+    found = over_seeds(np.array([1.0, 2.0, 3.0]))
+    assert found.value == 2 and found.high - found.value == pytest.approx(4.302653 / 3**0.5)
+    with pytest.raises(ValueError, match="two seeds"):
+        over_seeds(np.array([1.0]))

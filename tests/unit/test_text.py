@@ -119,6 +119,8 @@ def test_local_files_that_are_missing_or_broken_are_named(tmp_path):
 def test_an_unreachable_hub_gives_one_sentence_with_the_remedy():
     with pytest.raises(DataError, match="could not be fetched.*data.path=.*data=enwiki"):
         hub_text().documents(["test"])
+    with pytest.raises(DataError, match="owner/set.*from the hub.*data.path=.*data=enwiki"):
+        hub_text().check()  # before any work
     with pytest.raises(DataError, match="no train split"):
         hub_text().documents(["train"])
 

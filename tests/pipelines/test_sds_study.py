@@ -1,0 +1,72 @@
+"""The search for a setting and the comparison over seeds, on made-up measurements."""
+
+import numpy as np
+import pytest
+
+from effllm.pipelines.reports import sds_study
+from effllm.pipelines.reports.sds import Comparison, describe
+from effllm.pipelines.reports.subjects import Subject
+
+PRUNE = {"stage": "prune", "pruner": "wanda", "pattern": "2:4"}
+REDENSE = {
+    "stage": "redense",
+    "inputs": "sparse",
+    "start": "sparse",
+    "steps": 30,
+    "accelerated": True,
+    "l1_weight": 0.1,
+    "l2_weight": 0.01,
+}
+ADJUST = {"stage": "adjust", "steps": 5, "refit_steps": 10, "space": "scaled"}
+REFIT = {**ADJUST, "steps": 0}
+
+
+def row(history, heldout, test, seed=0):
+    noise = np.linspace(-0.01, 0.01, 8)
+    examples = {"heldout": np.log(heldout) + noise, "test": np.log(test) + noise}
+    return describe(
+        Subject(f"model/{len(history)}{heldout}{seed}", history, examples=examples, seed=seed)
+    )
+
+
+def sds(**changes):
+    return [PRUNE, {**REDENSE, **changes}, PRUNE, ADJUST]
+
+
+def test_the_setting_is_chosen_on_heldout_text_and_never_among_the_controls():
+    rows = [
+        row([PRUNE], 170, 140),
+        row([PRUNE, REFIT, REFIT, REFIT], 80, 70),
+        row(sds(), 90, 60),
+        row(sds(l1_weight=0.03), 88, 75),  # better on held-out text, worse on test text
+    ]
+    data = Comparison(rows, 200)
+    table = sds_study.search_table(data, "wanda")
+    (strong,) = table.strong
+    assert table.rows[strong][0] == "SDS: 30 accelerated steps, L1 0.03, L2 0.01"
+    assert float(table.rows[strong][4].split()[0]) == pytest.approx(10.0)
+    text = sds_study.chosen_on_test(data, "wanda").body
+    assert "L1 0.03" in text and "75.00" in text and "+7.1" in text
+
+
+def test_differences_are_paired_by_seed_with_an_interval_over_seeds():
+    rows = []
+    for seed, (ours, control) in enumerate([(81, 90), (80, 90), (79, 90)]):
+        rows += [row(sds(), 90, ours, seed), row([PRUNE, REFIT], 90, control, seed)]
+    data = Comparison(rows, 200)
+    change, each = sds_study.seed_differences(data, "wanda", "refit")
+    assert each == pytest.approx([-10, -100 / 9, -110 / 9])
+    assert change.low < change.value < change.high < 0
+    verdicts = sds_study.seeds_verdicts(data)
+    assert [one.outcome for one in verdicts] == ["supported"]
+    table = sds_study.seeds_table(data)
+    assert list(table.columns) == [
+        "Test perplexity",
+        "seed 0",
+        "seed 1",
+        "seed 2",
+        "mean",
+        "spread, %",
+    ]
+    one_seed = Comparison(rows[:2], 200)
+    assert sds_study.seed_differences(one_seed, "wanda", "refit")[0] is None

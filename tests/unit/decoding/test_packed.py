@@ -1,0 +1,39 @@
+"""Packed linear layers compute what they replace."""
+
+import pytest
+import torch
+
+from effllm.modules.decoding.early_exit import first_layers
+from effllm.modules.decoding.packed import PackedLinear, pack_linears
+from effllm.modules.decoding.runner import ModelRunner
+from effllm.modules.modeling.tiny import tiny_model
+
+needs_kernels = pytest.mark.skipif(
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this CPU has no bfloat16 kernels"
+)
+
+
+@needs_kernels
+@pytest.mark.parametrize("family", ["llama", "opt", "qwen2"])
+def test_a_packed_model_gives_the_same_logits(family):
+    plain, packed = (tiny_model(family).to(torch.bfloat16) for _ in range(2))
+    assert pack_linears(packed) > 0
+    runners = [ModelRunner(plain), ModelRunner(packed)]
+    for tokens in ([65, 66, 67], [68], [69, 70, 71, 72, 73]):
+        first, second = (runner.advance(tokens) for runner in runners)
+        torch.testing.assert_close(first, second, rtol=2e-2, atol=2e-2)
+
+
+@needs_kernels
+def test_first_layers_share_packed_weights():
+    model = tiny_model("llama").to(torch.bfloat16)
+    pack_linears(model)
+    shallow = first_layers(model, 1)
+    assert shallow.get_output_embeddings() is model.get_output_embeddings()
+    assert isinstance(shallow.get_output_embeddings(), PackedLinear)
+    assert ModelRunner(shallow).advance([65]).shape == (1, 259)
+
+
+def test_other_precisions_are_left_alone(tiny_llama):
+    assert pack_linears(tiny_llama) == 0
+    assert not any(isinstance(one, PackedLinear) for one in tiny_llama.modules())
