@@ -8,15 +8,13 @@ latest folders, no environment variables, no network beyond declared sources.
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from effllm.modules.errors import ArtifactError
-from effllm.pipelines.artifacts import Artifact
+from effllm.pipelines.artifacts import Artifact, link_or_copy
 
 if TYPE_CHECKING:
     import torch
@@ -142,11 +140,7 @@ class StageContext:
 
     def keep_progress(self, name: str, filename: str) -> None:
         """Make a stored progress file part of the result, without moving it away."""
-        source, target = self.progress_dir / f"{name}.safetensors", self.workdir / filename
-        try:
-            os.link(source, target)
-        except OSError:  # a file system without hard links
-            shutil.copyfile(source, target)
+        link_or_copy(self.progress_dir / f"{name}.safetensors", self.workdir / filename)
 
     def load_progress(self, name: str) -> dict[str, torch.Tensor] | None:
         """Tensors stored under a name, or None.

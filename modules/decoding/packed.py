@@ -44,8 +44,10 @@ def pack_linears(model: nn.Module) -> int:
     packed = 0
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            fits = type(child) is nn.Linear and child.weight.dtype == torch.bfloat16
-            if fits and child.weight.device.type == "cpu":
+            if type(child) is not nn.Linear:
+                continue
+            weight = child.weight
+            if weight.dtype == torch.bfloat16 and weight.device.type == "cpu":
                 setattr(module, name, PackedLinear(child))
                 packed += 1
     return packed

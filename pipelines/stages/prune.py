@@ -94,7 +94,6 @@ class Prune(Stage):
             save_stream(ctx, stream)
 
         if self.keep_gram:
-            (ctx.workdir / GRAM_FOLDER).mkdir(exist_ok=True)
             for index in range(len(stream.blocks)):
                 file = f"{GRAM_FOLDER}/{block_name(index)}.safetensors"
                 ctx.keep_progress(gram_name(index), file)

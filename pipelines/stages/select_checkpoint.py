@@ -1,13 +1,12 @@
 """Keep the better of two checkpoints, judged on held-out text only."""
 
-import os
-import shutil
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from effllm.modules.errors import ConfigError
-from effllm.pipelines.artifacts import Checkpoint, Predictions
+from effllm.pipelines.artifacts import Checkpoint, Predictions, link_or_copy
 from effllm.pipelines.stage import Metrics, Stage, StageContext
+from effllm.pipelines.stages.prune import GRAM_FOLDER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +44,8 @@ class SelectCheckpoint(Stage):
         chosen = {"auto": better, "always": "early", "never": "full"}[self.early_exit]
         checkpoint = ctx.input(chosen, Checkpoint)
         for name in checkpoint.manifest["outputs"]:
-            try:
-                os.link(checkpoint.path / name, ctx.workdir / name)
-            except OSError:  # a file system without hard links
-                shutil.copyfile(checkpoint.path / name, ctx.workdir / name)
+            if not name.startswith(f"{GRAM_FOLDER}/"):
+                link_or_copy(checkpoint.path / name, ctx.workdir / name)
         return {
             "chosen": chosen,
             "heldout_nll_early": means["early"],

@@ -1,12 +1,10 @@
 """Gram matrices that a pruning stage gathered on its way, as a result of their own."""
 
-import os
-import shutil
 from dataclasses import dataclass
 from typing import ClassVar
 
 from effllm.modules.errors import ArtifactError
-from effllm.pipelines.artifacts import Checkpoint, Grams, write_json
+from effllm.pipelines.artifacts import Checkpoint, Grams, link_or_copy, write_json
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 from effllm.pipelines.stages.prune import GRAM_FOLDER
 
@@ -29,11 +27,6 @@ class TakeGrams(Stage):
             )
         files = sorted(folder.iterdir())
         for file in files:
-            target = ctx.workdir / file.name
-            target.unlink(missing_ok=True)
-            try:
-                os.link(file, target)
-            except OSError:  # a file system without hard links
-                shutil.copyfile(file, target)
+            link_or_copy(file, ctx.workdir / file.name)
         write_json(ctx.workdir / "subject.json", {"checkpoint": checkpoint.label})
         return {"blocks": len(files) - 1}
