@@ -48,8 +48,9 @@ class Adjust(Stage):
         from effllm.modules.sparsity.space import coordinates_by_layer
 
         dense, pruned = ctx.input("dense", Checkpoint), ctx.input("pruned", Checkpoint)
-        originals = prunable_layers(dense.load_model("float32", ctx.device))
-        model = pruned.load_model(self.dtype, ctx.device)
+        # No forward pass: both models stay in main memory, one layer at a time goes to the device.
+        originals = prunable_layers(dense.load_model("float32"))
+        model = pruned.load_model(self.dtype)
         layers, masks = prunable_layers(model), pruned.masks()
         grams = ctx.input("gram", Grams)
         blocks = 1 + max(int(name.partition(".")[0]) for name in layers)
@@ -62,8 +63,8 @@ class Adjust(Stage):
             for name, at in coordinates.items():
                 key = f"{index}.{name}"
                 found = self.solver.solve(
-                    originals[key].read(),
-                    layers[key].read(),
+                    originals[key].read().to(ctx.device),
+                    layers[key].read().to(ctx.device),
                     masks[key].to(ctx.device),
                     at,
                     self.pattern,

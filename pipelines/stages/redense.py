@@ -41,14 +41,17 @@ class Redense(Stage):
         from effllm.modules.sds.regrowth import GramRegrowth, fit
         from effllm.modules.sparsity.space import coordinates_by_layer
 
-        original, model = _load_pair(ctx, self.dtype)
+        original = _load_original(ctx)
+        model = ctx.input("start", Checkpoint).load_model(self.dtype)  # no pass: one layer at a time
         grams = ctx.input("gram", Grams)
         originals, starts = _layers_by_block(original), _layers_by_block(model)
 
         def solve(index: int) -> None:
             layers = coordinates_by_layer(grams.block(index), self.solver.space, ctx.device)
             solved = {
-                name: self.solver.solve(originals[index][name], starts[index][name], at).cpu()
+                name: self.solver.solve(
+                    originals[index][name].to(ctx.device), starts[index][name].to(ctx.device), at
+                ).cpu()
                 for name, at in layers.items()
             }
             ctx.save_progress(block_name(index), solved)
@@ -88,8 +91,8 @@ class RedenseSequential(Stage):
         from effllm.modules.sds.regrowth import GramRegrowth, fit
         from effllm.modules.sparsity.gram import Gram
 
-        original, model = _load_pair(ctx, self.dtype)
-        originals = _layers_by_block(original)
+        originals = _layers_by_block(_load_original(ctx))
+        model = ctx.input("start", Checkpoint).load_model(self.dtype, ctx.device)
         stream = BlockStream(
             model, ctx.input("windows", Windows).token_ids(), self.micro_batch_size
         )
@@ -102,7 +105,7 @@ class RedenseSequential(Stage):
             for layer in stream.layers():
                 start = layer.read().clone()
                 solved[layer.name] = self.solver.solve(
-                    originals[index][layer.name], start, grams[layer.name]
+                    originals[index][layer.name].to(ctx.device), start, grams[layer.name]
                 ).cpu()
                 layer.write(solved[layer.name])
             stream.advance()
@@ -155,8 +158,8 @@ class RedenseFromActivations(Stage):
         from effllm.modules.sds.regrowth import ActivationRegrowth, fit
         from effllm.modules.sparsity.gram import Tokens
 
-        original, model = _load_pair(ctx, self.dtype)
-        originals = _layers_by_block(original)
+        originals = _layers_by_block(_load_original(ctx))
+        model = ctx.input("start", Checkpoint).load_model(self.dtype, ctx.device)
         stream = BlockStream(
             model, ctx.input("windows", Windows).token_ids(), self.micro_batch_size
         )
@@ -165,7 +168,7 @@ class RedenseFromActivations(Stage):
             starts = {layer.name: layer.read().clone() for layer in stream.layers()}
             tokens = stream.collect(Tokens, advance=True)
             module = ActivationRegrowth(
-                originals=originals[index],
+                originals={k: v.to(ctx.device) for k, v in originals[index].items()},
                 starts=starts,
                 groups=groups,
                 energies={g[0]: float(tokens[g[0]].square().mean()) for g in groups},
@@ -187,10 +190,9 @@ class RedenseFromActivations(Stage):
         return _finish(ctx, model, self, "sparse")
 
 
-def _load_pair(ctx: StageContext, dtype: str) -> tuple[PreTrainedModel, PreTrainedModel]:
-    """The original in float32, and the start."""
-    original = ctx.input("dense", Checkpoint).load_model("float32", ctx.device)
-    return original, ctx.input("start", Checkpoint).load_model(dtype, ctx.device)
+def _load_original(ctx: StageContext) -> PreTrainedModel:
+    """The original in float32, in main memory: its layers go to the device one by one."""
+    return ctx.input("dense", Checkpoint).load_model("float32")
 
 
 def _layers_by_block(model: PreTrainedModel) -> list[dict[str, Tensor]]:
