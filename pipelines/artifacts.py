@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from effllm.modules.data.sources import Document
 
 HISTORY_FILE = "effllm.json"
+VOCABULARY_FILE = "draft_vocabulary.safetensors"
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,16 @@ class Checkpoint(Artifact):
         )
         model.to(device)  # type: ignore[arg-type] # its wrapper hides the method
         return model.eval()
+
+    def load_draft(self, dtype: str, device: str = "cpu") -> PreTrainedModel:
+        """The model as a drafter: with its reduced vocabulary, if it was distilled with one."""
+        from safetensors.torch import load_file
+
+        from effllm.modules.drafting.shape import reduce_vocabulary
+
+        model = self.load_model(dtype, device)
+        file = self.path / VOCABULARY_FILE
+        return reduce_vocabulary(model, load_file(file)["token_ids"]) if file.is_file() else model
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's tokenizer."""
@@ -180,6 +191,20 @@ class Prompts(Artifact):
         from effllm.modules.data.prompts import Prompt
 
         return [Prompt(**row) for row in self.read_rows("prompts.jsonl")]
+
+
+class Traces(Artifact):
+    """Texts that a model wrote for many prompts, as token ids."""
+
+    kind = "traces"
+
+    def texts(self) -> tuple[list[list[int]], list[int]]:
+        """Token ids of every text, prompt included, and the length of each prompt."""
+        from safetensors.torch import load_file
+
+        stored = load_file(self.path / "traces.safetensors")
+        texts = [one.tolist() for one in stored["tokens"].long().split(stored["lengths"].tolist())]
+        return texts, stored["prompt_lengths"].tolist()
 
 
 class Tasks(Artifact):

@@ -108,7 +108,7 @@ def load_draft(
 
         return first_layers(target, wanted["layers"])
     _, manifest = store.find(wanted["ref"])
-    return _checkpoint(store, manifest["stage"], manifest["digest"]).load_model(dtype, device)
+    return _checkpoint(store, manifest["stage"], manifest["digest"]).load_draft(dtype, device)
 
 
 def _checkpoint(store: Store, stage: str, digest: str) -> Checkpoint:

@@ -24,6 +24,8 @@ class ModelRunner:
     Attributes:
         ids: token ids that the cache covers.
         passes: forward passes so far.
+        vocabulary: token ids that can be fed are below this.
+        token_ids: (n,) the token of each column of the logits; None if column i is token i.
 
     Raises:
         UnsupportedModelError: for models whose state cannot be rolled back.
@@ -32,7 +34,10 @@ class ModelRunner:
     def __init__(self, model: PreTrainedModel) -> None:
         refuse_unsupported(model)
         self.model = model.eval()
-        self.vocabulary = int(model.get_output_embeddings().weight.shape[0])
+        head: Any = model.get_output_embeddings()
+        self.token_ids: Tensor | None = getattr(head, "token_ids", None)
+        known: Any = head if self.token_ids is None else model.get_input_embeddings()
+        self.vocabulary = int(known.weight.shape[0])
         self.passes = 0
         config: Any = model.config.get_text_config(decoder=True)
         self.layers = int(config.num_hidden_layers)
@@ -62,7 +67,8 @@ class ModelRunner:
                 for a chain. Of a tree, only a path may stay: call `keep` before the next pass.
 
         Returns:
-            (rows, V) float32 logits; row i judges what follows token i.
+            (rows, V) float32 logits; row i judges what follows token i. V counts the columns
+            of the head: see `token_ids`.
 
         Raises:
             ValueError: for no tokens, or a tree wider than the model's sliding window.

@@ -5,21 +5,16 @@
 learning rate, 200 epochs. Both checkpoint after every epoch, and both resume at the next one.
 """
 
-import logging
-import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
 from effllm.modules.errors import NumericalError
 
 OptimizerFactory = Callable[..., torch.optim.Optimizer]
-CHECKPOINT = "last.ckpt"
 
 
 class GramRegrowth(L.LightningModule):
@@ -119,109 +114,3 @@ class ActivationRegrowth(L.LightningModule):
             if not torch.isfinite(weight).all():
                 raise NumericalError(f"layer {name} diverged; lower optimizer.lr")
         return found
-
-
-class _SaveEveryEpoch(L.Callback):
-    """Lightning's ModelCheckpoint counts optimiser steps; a Gram solver has none."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        partial = self.path.with_suffix(".partial")
-        trainer.save_checkpoint(partial)
-        partial.replace(self.path)
-
-
-class _Rows(Dataset[list[Tensor]]):
-    """Rows of several tensors, fetched a whole batch at a time."""
-
-    def __init__(self, tensors: list[Tensor]) -> None:
-        self.tensors = tensors
-
-    def __getitems__(self, rows: Tensor) -> list[Tensor]:
-        return [tensor[rows] for tensor in self.tensors]
-
-
-def _unchanged(batch: list[Tensor]) -> list[Tensor]:
-    return batch
-
-
-class _OneStep(Dataset[int]):
-    """An epoch of one batch."""
-
-    def __len__(self) -> int:
-        return 1
-
-    def __getitem__(self, index: int) -> int:
-        return index
-
-
-def fit(
-    module: L.LightningModule,
-    folder: Path,
-    *,
-    epochs: int,
-    device: str,
-    activations: list[Tensor] | None = None,
-    batch_size: int = 1,
-    seed: int = 0,
-) -> None:
-    """Train to `epochs`, with a checkpoint after each in `folder`, going on from the last one.
-
-    Args:
-        module: one of the modules above.
-        folder: holds `last.ckpt`; made if missing.
-        epochs: passes (blocks, for `GramRegrowth`).
-        device: torch device string.
-        activations: (N, C) inputs per group; None where the module reads no data.
-        batch_size: tokens per mini-batch.
-        seed: of the shuffling; each epoch has its own order, the same after a resume.
-
-    Raises:
-        KeyboardInterrupt: when interrupted; Lightning would exit with another code.
-    """
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # Lightning sets it on import
-    folder.mkdir(parents=True, exist_ok=True)
-    checkpoint = folder / CHECKPOINT
-    if activations is None:
-        loader: DataLoader[Any] = DataLoader(_OneStep())
-    else:
-        batches = _EpochBatches(len(activations[0]), batch_size, module, seed)
-        loader = DataLoader(_Rows(activations), batch_sampler=batches, collate_fn=_unchanged)
-    trainer = L.Trainer(
-        max_epochs=epochs,
-        accelerator="gpu" if device.startswith("cuda") else "cpu",
-        devices=[int(device.partition(":")[2] or 0)] if device.startswith("cuda") else 1,
-        logger=False,
-        callbacks=[_SaveEveryEpoch(checkpoint)],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=folder,
-    )
-    resume: dict[str, Any] = (
-        {"ckpt_path": checkpoint, "weights_only": True} if checkpoint.is_file() else {}
-    )
-    with warnings.catch_warnings():
-        # True by design: a Gram solver has no optimiser, and the data are in memory already.
-        warnings.filterwarnings("ignore", message=".*this fit will run with no optimizer")
-        warnings.filterwarnings("ignore", message=".*does not have many workers")
-        try:
-            trainer.fit(module, loader, **resume)
-        except SystemExit as error:
-            raise KeyboardInterrupt from error
-
-
-class _EpochBatches:
-    """Shuffled batches whose order depends on seed and epoch only, so that resuming repeats it."""
-
-    def __init__(self, length: int, batch_size: int, module: L.LightningModule, seed: int) -> None:
-        self.length, self.batch_size, self.module, self.seed = length, batch_size, module, seed
-
-    def __len__(self) -> int:
-        return -(-self.length // self.batch_size)
-
-    def __iter__(self):  # type: ignore[no-untyped-def]
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.module.current_epoch)
-        yield from torch.randperm(self.length, generator=generator).split(self.batch_size)

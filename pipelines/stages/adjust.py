@@ -44,8 +44,9 @@ class Adjust(Stage):
     def run(self, ctx: StageContext) -> Metrics:
         """Adjusted checkpoint with masks; one Lightning epoch per block."""
         from effllm.modules.modeling.blocks import prunable_layers
-        from effllm.modules.sds.regrowth import GramRegrowth, fit
+        from effllm.modules.sds.regrowth import GramRegrowth
         from effllm.modules.sparsity.space import coordinates_by_layer
+        from effllm.modules.training import fit
 
         dense, pruned = ctx.input("dense", Checkpoint), ctx.input("pruned", Checkpoint)
         # No forward pass: both models stay in main memory, one layer at a time goes to the device.

@@ -59,7 +59,7 @@ class DecodeBench(Stage):
         )
         stock = checkpoint.load_model(self.dtype, ctx.device)  # transformers' arms run it as it is
         drafts = [
-            one.load_model(self.dtype, ctx.device) for one in ctx.input_list("drafts", Checkpoint)
+            one.load_draft(self.dtype, ctx.device) for one in ctx.input_list("drafts", Checkpoint)
         ]
         packed = sum(pack_linears(one) for one in (model, *drafts)) if self.packed else 0
         ends = end_tokens(model, tokenizer)

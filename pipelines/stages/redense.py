@@ -38,11 +38,12 @@ class Redense(Stage):
 
     def run(self, ctx: StageContext) -> Metrics:
         """Dense checkpoint; one Lightning epoch per block."""
-        from effllm.modules.sds.regrowth import GramRegrowth, fit
+        from effllm.modules.sds.regrowth import GramRegrowth
         from effllm.modules.sparsity.space import coordinates_by_layer
+        from effllm.modules.training import fit
 
         original = _load_original(ctx)
-        model = ctx.input("start", Checkpoint).load_model(self.dtype)  # no pass: one layer at a time
+        model = ctx.input("start", Checkpoint).load_model(self.dtype)  # no forward pass
         grams = ctx.input("gram", Grams)
         originals, starts = _layers_by_block(original), _layers_by_block(model)
 
@@ -88,8 +89,9 @@ class RedenseSequential(Stage):
     def run(self, ctx: StageContext) -> Metrics:
         """Dense checkpoint; resumes at the block that was interrupted."""
         from effllm.modules.modeling.stream import BlockStream
-        from effllm.modules.sds.regrowth import GramRegrowth, fit
+        from effllm.modules.sds.regrowth import GramRegrowth
         from effllm.modules.sparsity.gram import Gram
+        from effllm.modules.training import fit
 
         originals = _layers_by_block(_load_original(ctx))
         model = ctx.input("start", Checkpoint).load_model(self.dtype, ctx.device)
@@ -155,8 +157,9 @@ class RedenseFromActivations(Stage):
     def run(self, ctx: StageContext) -> Metrics:
         """Dense checkpoint; resumes at the epoch of the block that was interrupted."""
         from effllm.modules.modeling.stream import BlockStream
-        from effllm.modules.sds.regrowth import ActivationRegrowth, fit
+        from effllm.modules.sds.regrowth import ActivationRegrowth
         from effllm.modules.sparsity.gram import Tokens
+        from effllm.modules.training import fit
 
         originals = _layers_by_block(_load_original(ctx))
         model = ctx.input("start", Checkpoint).load_model(self.dtype, ctx.device)
@@ -181,7 +184,7 @@ class RedenseFromActivations(Stage):
                 ctx.progress_dir / f"checkpoints-{index:03d}",
                 epochs=self.epochs,
                 device=ctx.device,
-                activations=[tokens[group[0]] for group in groups],
+                tensors=[tokens[group[0]] for group in groups],
                 batch_size=self.batch_tokens,
                 seed=int(ctx.generator(f"block {index}").initial_seed() % 2**31),
             )

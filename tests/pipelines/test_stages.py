@@ -202,9 +202,9 @@ def test_sequential_and_literal_redense_run_and_resume(finished, execute, store,
         whole = Store(store.root / f"whole-{name}")
         shutil.copytree(store.artifacts, whole.artifacts)
         execute(pipeline, store=whole, until=name)
-        from effllm.modules.sds import regrowth
+        from effllm.modules import training
 
-        ends, original = [], regrowth._SaveEveryEpoch.on_train_epoch_end
+        ends, original = [], training._SaveEveryEpoch.on_train_epoch_end
 
         def stop(self, trainer, module, ends=ends, original=original, epochs=epochs):
             original(self, trainer, module)
@@ -213,7 +213,7 @@ def test_sequential_and_literal_redense_run_and_resume(finished, execute, store,
                 raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(regrowth._SaveEveryEpoch, "on_train_epoch_end", stop)
+            patch.setattr(training._SaveEveryEpoch, "on_train_epoch_end", stop)
             with pytest.raises(KeyboardInterrupt):
                 execute(pipeline, until=name)
         assert execute(pipeline, until=name)[name] == "resumed"

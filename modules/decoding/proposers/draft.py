@@ -41,7 +41,7 @@ class DraftModel:
     """Drafts with a causal language model of the target's tokenizer.
 
     Args:
-        runner: the draft model.
+        runner: the draft model; it may predict some of the tokens only.
         vocabulary: of the target; the draft may be narrower or padded.
         tokens: tokens drafted per round (K).
         sampling: the draft's law; greedy drafts are points.
@@ -93,9 +93,9 @@ class DraftModel:
         logits = self._known(self.runner.sync(ids))
         while True:
             if self.sampling.greedy:
-                token = int(logits[-1].argmax())
+                token = self._best(logits)[-1]
             else:
-                laws.append(self._padded(self.sampling.law(logits[-1:])[0]))
+                laws.append(self._spread(self.sampling.law(logits[-1:])[0]))
                 token = draw(laws[-1], generator)
             drafted.append(token)
             if len(drafted) == wanted or token in self._ends:
@@ -105,24 +105,33 @@ class DraftModel:
     def _draft_by_lookup(self, ids: Sequence[int], wanted: int) -> list[int]:
         assert self.lookup is not None
         self._index.sync(ids)
-        drafted = [int(self._known(self.runner.sync(ids))[-1].argmax())]
+        drafted = self._best(self._known(self.runner.sync(ids)))
         self._index.extend(drafted)
         while len(drafted) < wanted and drafted[-1] not in self._ends:
             room = min(self.lookup.tokens, wanted - len(drafted) - 1)
             guess = self._index.continuation(room, "earliest") if room > 0 else []
             prefix = len(self.runner.ids)
-            best = self._known(self.runner.advance([drafted[-1], *guess])).argmax(dim=-1).tolist()
+            best = self._best(self._known(self.runner.advance([drafted[-1], *guess])))
             right = next((i for i, one in enumerate(guess) if one != best[i]), len(guess))
             self.runner.rollback_to(prefix + 1 + right)
-            fresh = [*guess[:right], int(best[right])]
+            fresh = [*guess[:right], best[right]]
             drafted += fresh
             self._index.extend(fresh)
         return drafted
 
     def _known(self, logits: Tensor) -> Tensor:
-        """Only ids that the target knows: heads may be padded."""
-        return logits[:, : self.vocabulary]
+        """Only columns that the target knows: heads may be padded."""
+        return logits if self.runner.token_ids is not None else logits[:, : self.vocabulary]
 
-    def _padded(self, law: Tensor) -> Tensor:
+    def _best(self, logits: Tensor) -> list[int]:
+        """The most likely token of each row."""
+        columns = logits.argmax(dim=-1)
+        token_ids = self.runner.token_ids
+        best: list[int] = (columns if token_ids is None else token_ids[columns]).tolist()
+        return best
+
+    def _spread(self, law: Tensor) -> Tensor:
         """A law over the target's ids."""
-        return torch.nn.functional.pad(law, (0, self.vocabulary - len(law)))
+        if self.runner.token_ids is None:
+            return torch.nn.functional.pad(law, (0, self.vocabulary - len(law)))
+        return law.new_zeros(self.vocabulary).index_copy(0, self.runner.token_ids, law)

@@ -1,0 +1,1 @@
+"""Small models that draft for a large one: their training text, their shape, their training."""
