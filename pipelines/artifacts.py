@@ -218,6 +218,17 @@ class Tasks(Artifact):
         return [str(name) for name in self.read_json("tasks.json")["names"]]
 
 
+class Calibration(Artifact):
+    """What passes cost on one machine and what speculation would bring there."""
+
+    kind = "calibration"
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """Costs, bandwidth, and per arm the forecast for every K."""
+        return dict(self.read_json("calibration.json"))
+
+
 class Predictions(Artifact):
     """Per-example results of one model, so that models can be compared pair by pair.
 

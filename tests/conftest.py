@@ -11,6 +11,7 @@ os.environ.update(
     TQDM_DISABLE="1",
     WANDB_MODE="offline",
     WANDB_SILENT="true",
+    OMP_NUM_THREADS="1",  # models are tiny: a second thread waits more than it works
 )
 
 import pytest

@@ -125,13 +125,13 @@ class _Arm:
         max_new_tokens: int,
         seed: int,
     ) -> None:
-        from effllm.pipelines.generate import join_session
+        from effllm.pipelines.generate import join_session, pick_draft
 
         self.model, self.ends = model, ends
         self.max_new_tokens, self.seed = max_new_tokens, seed
         self.library: Any = arm.get("library")
         self.drafted = int(arm.get("drafted", 8))
-        self.draft = _draft(arm.get("draft"), model, drafts)
+        self.draft = pick_draft(arm.get("draft"), model, drafts)
         self.session: Session | None = None
         if self.library is None:
             self.session = join_session(
@@ -173,18 +173,6 @@ class _Arm:
                 {"prefix": one.prefix, **asdict(event)} for one in rounds for event in one.events
             ],
         }
-
-
-def _draft(
-    wanted: dict[str, Any] | None, model: PreTrainedModel, drafts: list[PreTrainedModel]
-) -> PreTrainedModel | None:
-    if wanted is None:
-        return None
-    if wanted["kind"] == "first_layers":
-        from effllm.modules.decoding.early_exit import first_layers
-
-        return first_layers(model, int(wanted["layers"]))
-    return drafts[int(wanted["index"])]
 
 
 def _describe(

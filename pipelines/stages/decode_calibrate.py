@@ -1,0 +1,167 @@
+"""Measure what passes cost here, and forecast whether speculation pays and at which K."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from effllm.pipelines.artifacts import Calibration, Checkpoint, Prompts, write_json
+from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
+
+if TYPE_CHECKING:
+    from effllm.modules.decoding.records import RoundRecord
+    from effllm.modules.decoding.runner import ModelRunner
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeCalibrate(Stage):
+    """Costs by timing, acceptance by decoding held-out prompts exactly with a long draft.
+
+    Args:
+        arms: name -> `{proposer, verifier, draft}` as in `DecodeBench`; K of the proposer is the
+            largest that is judged.
+        max_new_tokens: budget per prompt.
+        context: cached tokens in front of the timed passes.
+        repeats: timed passes of each width.
+        dtype: of all models.
+        packed: pack the weights for the CPU.
+        seed: of all draws.
+    """
+
+    INPUTS: ClassVar = {"model": Checkpoint, "prompts": Prompts, "drafts": Many(Checkpoint)}
+    OUTPUT: ClassVar = Calibration
+
+    arms: dict[str, Any]
+    max_new_tokens: int
+    context: int
+    repeats: int
+    dtype: str
+    packed: bool
+    seed: int
+
+    def run(self, ctx: StageContext) -> Metrics:
+        """`calibration.json`."""
+        from effllm.modules.decoding.costs import bytes_per_pass, read_bandwidth
+        from effllm.modules.decoding.packed import pack_linears
+        from effllm.modules.decoding.runner import ModelRunner
+        from effllm.pipelines.generate import encode_prompt, join_session, pick_draft
+
+        checkpoint = ctx.input("model", Checkpoint)
+        model = checkpoint.load_model(self.dtype, ctx.device)
+        tokenizer = checkpoint.load_tokenizer()
+        drafts = [
+            one.load_draft(self.dtype, ctx.device) for one in ctx.input_list("drafts", Checkpoint)
+        ]
+        packed = sum(pack_linears(one) for one in (model, *drafts)) if self.packed else 0
+        prompts = [
+            encode_prompt(tokenizer, one.text, chat=one.chat)
+            for one in ctx.input("prompts", Prompts).prompts()
+        ]
+        rounds: dict[str, list[RoundRecord]] = {}
+        passes = {}
+        for number, (name, arm) in enumerate(self.arms.items()):
+            draft = pick_draft(arm.get("draft"), model, drafts)
+            session = join_session(
+                arm["proposer"], arm["verifier"], model, tokenizer, draft, text=False
+            )
+            rounds[name] = [
+                one
+                for prompt in prompts
+                for one in session.generate(prompt, self.max_new_tokens, seed=self.seed).rounds
+            ]
+            passes[name] = 0.0 if draft is None else self._draft_seconds(ModelRunner(draft))
+            ctx.progress(number + 1, len(self.arms), "arm")
+        widest = 1 + max(one.drafted for mine in rounds.values() for one in mine)
+        runner = ModelRunner(model)
+        costs = self._costs(runner, widest)
+        single = costs[1]["seconds"]
+        bandwidth = read_bandwidth(ctx.device)
+        limit = bandwidth / bytes_per_pass(runner)
+        ratios = {width: cost["ratio"] for width, cost in costs.items()}
+        forecasts = {
+            name: _forecast(mine, passes[name] / single, ratios) for name, mine in rounds.items()
+        }
+        figures = {
+            "context": self.context,
+            "passes": costs,
+            "read_bandwidth": bandwidth,
+            "bytes_per_pass": bytes_per_pass(runner),
+            "passes_per_second_limit": limit,
+            "share_of_limit": 1 / single / limit,
+            "draft_seconds": passes,
+            "forecasts": forecasts,
+        }
+        write_json(ctx.workdir / "calibration.json", figures)
+        best = {f"{name}/best_tokens": one["best"]["tokens"] for name, one in forecasts.items()}
+        speeds = {
+            f"{name}/speed_over_plain": one["best"]["speed"] for name, one in forecasts.items()
+        }
+        return {
+            "seconds_per_pass": single,
+            "share_of_limit": figures["share_of_limit"],
+            "packed_layers": packed,
+            **best,
+            **speeds,
+        }
+
+    def _costs(self, runner: ModelRunner, widest: int) -> dict[int, dict[str, Any]]:
+        """Median seconds per width, and the ratio to one token with its interval."""
+        import numpy as np
+
+        from effllm.modules.decoding.costs import pass_seconds
+        from effllm.modules.evaluation.intervals import bootstrap
+
+        widths = sorted({1, 2, 3, 4, 6, 8, 12, 16, widest} & set(range(1, widest + 1)))
+        seconds = pass_seconds(runner, widths, context=self.context, repeats=self.repeats)
+        found = {}
+        for width in widths:
+            ratio = bootstrap(
+                np.stack([seconds[width], seconds[1]], axis=1),
+                transform=lambda means: means[..., 0] / means[..., 1],
+            )
+            found[width] = {
+                "seconds": float(np.median(seconds[width])),
+                "ratio": ratio.value,
+                "interval": [ratio.low, ratio.high],
+            }
+        return found
+
+    def _draft_seconds(self, runner: ModelRunner) -> float:
+        """Median seconds of a draft model's pass over one token."""
+        import numpy as np
+
+        from effllm.modules.decoding.costs import pass_seconds
+
+        found = pass_seconds(runner, [1], context=self.context, repeats=self.repeats)
+        return float(np.median(found[1]))
+
+
+def _forecast(
+    rounds: list[RoundRecord], draft_cost: float, ratios: dict[int, float]
+) -> dict[str, Any]:
+    """Tokens per round and speed over plain decoding for every K, and the best of them."""
+    import numpy as np
+
+    from effllm.modules.decoding.costs import speed_over_plain, tokens_per_round
+
+    accepted, drafted = [one.accepted for one in rounds], [one.drafted for one in rounds]
+    # A drafter that looks several tokens up in one pass needs fewer passes than tokens.
+    per_token = sum(one.draft_passes for one in rounds) / max(1, sum(drafted))
+    known, costs = sorted(ratios), [ratios[width] for width in sorted(ratios)]
+    table = []
+    for count in range(1, max(drafted, default=0) + 1):
+        widths = [min(one, count) for one in drafted]
+        tokens = tokens_per_round(accepted, drafted, count)
+        drafting = float(np.mean(widths)) * per_token
+        passing = float(np.mean(np.interp([1 + one for one in widths], known, costs)))
+        table.append(
+            {
+                "tokens": count,
+                "tokens_per_round": tokens,
+                "break_even": drafting * draft_cost + passing,
+                "speed": speed_over_plain(tokens, drafting, draft_cost, passing),
+            }
+        )
+    nothing = {"tokens": 0, "tokens_per_round": 1.0, "break_even": 1.0, "speed": 1.0}
+    best = max([nothing, *table], key=lambda one: one["speed"])
+    return {"draft_cost": draft_cost, "by_tokens": table, "best": best, "pays": best["tokens"] > 0}
