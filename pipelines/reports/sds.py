@@ -29,6 +29,9 @@ SEED_MARGIN = 3.0
 PATTERNS = ("50%", "4:8", "2:4")
 
 
+_FROM_DENSE = "started dense (S-DS)"
+
+
 @dataclass(frozen=True)
 class Row:
     """One model of the report.
@@ -71,7 +74,7 @@ def describe(subject: Subject) -> Row:
         return Row(subject, base, kind, pattern, f"{name} + {'IHT' if kind == 'iht' else 'refit'}")
     marks = []
     if redense["start"] == "dense":
-        marks.append("started dense (S-DS)")
+        marks.append(_FROM_DENSE)
     if redense["inputs"] != "sparse":
         kinds = {"dense": "DD inputs", "distilled": "KD inputs"}
         marks.append(kinds.get(redense["inputs"], f"{redense['inputs']} inputs"))
@@ -87,12 +90,16 @@ def describe(subject: Subject) -> Row:
         kind, title = "early_exit", f"SDS early exit ({name}{suffix})"
     else:
         kind, title = "sds", f"SDS ({name}{suffix})"
-    return Row(subject, base, kind + ("_variant" if marks else ""), pattern, title)
+    if (kind, marks) == ("sds", [_FROM_DENSE]):
+        kind = "s_ds"
+    elif marks:
+        kind += "_variant"
+    return Row(subject, base, kind, pattern, title)
 
 
 def order(row: Row) -> tuple[int, int, int, str]:
     """Dense, then one-shot, refit, IHT, re-dense, early exit, SDS, variants; bases inside."""
-    variants = ["dense", "prune", *CONTROLS, "redense", "early_exit", "sds"]
+    variants = ["dense", "prune", *CONTROLS, "redense", "early_exit", "sds", "s_ds"]
     place = variants.index(row.variant) if row.variant in variants else len(variants)
     bases = ["dense", *BASES]
     patterns = ["", *PATTERNS]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from itertools import product
 
 import numpy as np
 
@@ -110,7 +111,7 @@ def seeds_table(data: Comparison) -> Table:
         logs = np.log(list(values.values()))
         spread = f"{100 * np.std(logs, ddof=1):.1f}" if len(logs) > 1 else ""
         cells = [number(values[seed]) if seed in values else "" for seed in seeds]
-        if rows[0].variant == "sds":
+        if rows[0].variant in ("sds", "s_ds"):
             strong.add(len(body))
         body.append([method, *cells, number(float(np.exp(np.mean(logs)))), spread])
     return Table(
@@ -123,29 +124,30 @@ def seeds_table(data: Comparison) -> Table:
 
 
 def seeds_verdicts(data: Comparison) -> list[Verdict]:
-    """SDS against one-shot and every control, with intervals over seeds."""
+    """SDS, and SDS started dense, against one-shot and every control; intervals over seeds."""
     found = []
-    for base, name in BASES.items():
-        titles = {"prune": "one-shot", **{kind: f"+ {title}" for kind, title in CONTROLS.items()}}
-        for kind, title in titles.items():
-            change, each = seed_differences(data, base, kind)
-            if change is None:
-                continue
-            evidence = (
-                f"Test perplexity {signed(change)} %, Student's t interval over {len(each)} "
-                f"calibration seeds; each: {', '.join(f'{one:+.1f}' for one in each)}."
-            )
-            claim = f"SDS beats {name} {title} in perplexity."
-            found.append(verdict(claim, change, evidence, margin=0.0, paper=kind == "prune"))
+    methods = {"sds": "SDS", "s_ds": "SDS started from the dense model (S-DS)"}
+    titles = {"prune": "one-shot", **{kind: f"+ {title}" for kind, title in CONTROLS.items()}}
+    for base, method, kind in product(BASES, methods, titles):
+        change, each = seed_differences(data, base, method, kind)
+        if change is None:
+            continue
+        evidence = (
+            f"Test perplexity {signed(change)} %, Student's t interval over {len(each)} "
+            f"calibration seeds; each: {', '.join(f'{one:+.1f}' for one in each)}."
+        )
+        claim = f"{methods[method]} beats {BASES[base]} {titles[kind]} in perplexity."
+        paper = (method, kind) == ("sds", "prune")
+        found.append(verdict(claim, change, evidence, margin=0.0, paper=paper))
     return found
 
 
 def seed_differences(
-    data: Comparison, base: str, control: str
+    data: Comparison, base: str, method: str, control: str
 ) -> tuple[Interval | None, list[float]]:
-    """Relative change in percent from a control to SDS, paired by seed; None for under two."""
+    """Relative change in percent from a control to a method, paired by seed; None for under two."""
     arms = []
-    for variant in ("sds", control):
+    for variant in (method, control):
         rows = [row for row in data.rows if (row.base, row.variant) == (base, variant)]
         arms.append({row.subject.seed or 0: row.subject.examples["test"].mean() for row in rows})
     shared = sorted(set(arms[0]) & set(arms[1]))

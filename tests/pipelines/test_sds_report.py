@@ -38,7 +38,7 @@ REFIT = {**ADJUST, "steps": 0}
         ),
         (
             [{**REDENSE, "start": "dense"}, PRUNE, ADJUST],
-            "sds_variant",
+            "s_ds",
             "SDS (Wanda, started dense (S-DS))",
         ),
         ([{**REDENSE, "start": "dense"}], "redense_variant", "Dense, re-densed (S-DS)"),

@@ -54,7 +54,7 @@ def test_differences_are_paired_by_seed_with_an_interval_over_seeds():
     for seed, (ours, control) in enumerate([(81, 90), (80, 90), (79, 90)]):
         rows += [row(sds(), 90, ours, seed), row([PRUNE, REFIT], 90, control, seed)]
     data = Comparison(rows, 200)
-    change, each = sds_study.seed_differences(data, "wanda", "refit")
+    change, each = sds_study.seed_differences(data, "wanda", "sds", "refit")
     assert each == pytest.approx([-10, -100 / 9, -110 / 9])
     assert change.low < change.value < change.high < 0
     verdicts = sds_study.seeds_verdicts(data)
@@ -69,4 +69,17 @@ def test_differences_are_paired_by_seed_with_an_interval_over_seeds():
         "spread, %",
     ]
     one_seed = Comparison(rows[:2], 200)
-    assert sds_study.seed_differences(one_seed, "wanda", "refit")[0] is None
+    assert sds_study.seed_differences(one_seed, "wanda", "sds", "refit")[0] is None
+
+
+def test_sds_started_dense_is_a_method_of_its_own_over_seeds():
+    started_dense = [{**REDENSE, "start": "dense"}, PRUNE, ADJUST]
+    rows = []
+    for seed, (ours, control) in enumerate([(71, 74), (70, 75), (72, 76)]):
+        rows += [row(started_dense, 80, ours, seed), row([PRUNE, REFIT], 80, control, seed)]
+    verdicts = sds_study.seeds_verdicts(Comparison(rows, 200))
+    assert [one.claim for one in verdicts] == [
+        "SDS started from the dense model (S-DS) beats Wanda + refit of the first mask in "
+        "perplexity."
+    ]
+    assert verdicts[0].outcome == "supported"
