@@ -1,21 +1,27 @@
-"""Prompts for decoding benchmarks, made from articles that are reported on.
+"""Prompts for decoding benchmarks: what they are, and those made from articles.
 
-Four kinds, from free text to text that can be copied: `continue` an article, `summarise` a
-passage, `quote` a passage word for word, and `recall` a number from a list, which has an answer.
+Four kinds are made from the articles that are reported on, from free text to text that can
+be copied: `continue` an article, `summarise` a passage, `quote` a passage word for word, and
+`recall` a number from a list, which has an answer. Other sets: `prompt_sources.py`.
 """
 
 import re
 from dataclasses import dataclass
 from random import Random
+from typing import Literal
 
 from effllm.modules.data.sources import Document
 from effllm.modules.errors import DataError
 
+_NUMBER = re.compile(r"(?<!\d)-?\d+(?:,\d{3})*(?:\.\d+)?")  # the hyphen of 7-3 is no sign
 _NOUNS = (
     *("river", "lamp", "garden", "engine", "violin", "harbour", "window", "basket", "mirror"),
     *("ladder", "bridge", "candle", "orchard", "anchor", "kettle", "saddle", "compass"),
     *("lantern", "meadow", "tunnel"),
 )
+
+
+Check = Literal["contains", "words", "last_number"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +33,9 @@ class Prompt:
         group: kind of prompt.
         text: what the model is given.
         chat: whether the text is a user's turn of a chat.
-        answer: what a right output contains; None where nothing can be checked.
+        answer: the right answer; None where nothing can be checked.
+        check: how an output is held against the answer: it `contains` it, its words contain the
+            answer's `words` in a row (whatever stands between them), or its `last_number` is it.
     """
 
     id: str
@@ -35,6 +43,18 @@ class Prompt:
     text: str
     chat: bool
     answer: str | None = None
+    check: Check = "contains"
+
+    def judge(self, output: str) -> int | None:
+        """1 if the output is right, 0 if it is wrong, None if that cannot be told."""
+        if self.answer is None:
+            return None
+        if self.check == "last_number":
+            found = _NUMBER.findall(output)
+            return int(bool(found) and _value(found[-1]) == _value(self.answer))
+        if self.check == "words":
+            return int(f" {_words(self.answer)} " in f" {_words(output)} ")
+        return int(self.answer in output)
 
 
 def article_prompts(
@@ -80,18 +100,32 @@ def article_prompts(
     return prompts
 
 
-def _recall(number: int, random: Random) -> Prompt:
-    names = random.sample(_NOUNS, 8)
+def nouns(count: int, random: Random) -> list[str]:
+    """Different everyday nouns in random order."""
+    return random.sample(_NOUNS, count)
+
+
+def number_list(random: Random) -> tuple[str, str, str]:
+    """Eight lines `name: number`, one of the names, and its number."""
+    names = nouns(8, random)
     codes = [str(random.randrange(100, 1000)) for _ in names]
     lines = "\n".join(f"{name}: {code}" for name, code in zip(names, codes, strict=True))
     wanted = random.randrange(len(names))
-    return Prompt(
-        f"recall-{number}",
-        "recall",
-        f"{lines}\n\nWhich number belongs to {names[wanted]}?",
-        chat=True,
-        answer=codes[wanted],
-    )
+    return lines, names[wanted], codes[wanted]
+
+
+def _recall(number: int, random: Random) -> Prompt:
+    lines, name, code = number_list(random)
+    question = f"{lines}\n\nWhich number belongs to {name}?"
+    return Prompt(f"recall-{number}", "recall", question, chat=True, answer=code)
+
+
+def _value(number: str) -> float:
+    return float(number.replace(",", ""))
+
+
+def _words(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.lower()))
 
 
 def _passages(documents: list[Document], shortest: int, random: Random) -> list[list[str]]:

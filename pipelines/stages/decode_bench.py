@@ -208,7 +208,7 @@ def _describe(
                 "nll": likelihoods.get(key),
                 "distinct": distinct_share(output),
                 "first_difference": first_difference(plain, output),
-                "correct": None if prompt.answer is None else int(prompt.answer in text),
+                "correct": prompt.judge(text),
                 "output": output,
                 "text": text,
                 **one,

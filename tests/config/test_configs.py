@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from effllm.modules.errors import ConfigError
-from effllm.pipelines.graph import build_graph, load_stage
+from effllm.pipelines.graph import build_graph, build_source, load_stage
 from effllm.pipelines.identity import targets_of
 from effllm.pipelines.launch import CONF_DIR, compose, resolve
 from effllm.pipelines.store import Store
@@ -66,6 +66,21 @@ def test_every_option_of_every_group_binds(group):
             except TypeError as error:
                 problems.append(f"{path.name}: {error}")
     assert not problems, "\n".join(problems)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "prompts").glob("*.yaml")))
+def test_every_prompt_set_can_stand_in_for_the_articles(name, tmp_path):
+    file = tmp_path / "question.jsonl"
+    file.write_text("")
+    overrides = ["paper=fly", "scale=smoke", f"prompts@pipeline.prompts={name}"]
+    if "path: null" in (CONF / "prompts" / f"{name}.yaml").read_text():
+        overrides.append(f"pipeline.prompts.source.path={file}")
+    instances = build_graph(resolve(compose(overrides))[0], Store(tmp_path))
+    prompts = next(one for one in instances if one.name == "prompts")
+    for field in prompts.cls.SOURCES:
+        build_source(prompts, field)
+    bench = next(one for one in instances if one.name == "bench")
+    assert bench.inputs["prompts"] == ["prompts"]
 
 
 def stage_files():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from effllm.modules.errors import ArtifactError, ConfigError, DataError
-from effllm.pipelines.artifacts import Checkpoint
+from effllm.pipelines.artifacts import Checkpoint, Prompts
 from effllm.pipelines.graph import build_graph
 from effllm.pipelines.launch import compose, resolve
 from effllm.pipelines.store import Store
@@ -283,3 +283,23 @@ def test_the_run_file_lists_every_stage(pipeline, execute):
     recorded = json.loads((execute.last.folder / "run.json").read_text())
     assert recorded["paper"] == "toy" and set(recorded["stages"]) == set(pipeline)
     assert (execute.last.folder / "artifacts" / "count" / "manifest.json").is_file()
+
+
+def test_a_moved_question_file_is_the_same_prompt_set(execute, store, tmp_path):
+    def pipeline(path):
+        overrides = ["prompts@pipeline.prompts=mt_bench", f"pipeline.prompts.source.path={path}"]
+        composed, _ = resolve(compose(["paper=fly", "scale=smoke", *overrides]))
+        return {"prompts": composed["prompts"]}
+
+    rows = [{"category": f"c{n % 2}", "turns": [f"question {n}"]} for n in range(8)]
+    file, moved = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert execute(pipeline(file)) == {"prompts": "ran"}
+    (one,) = build_graph(pipeline(file), store)
+    prompts = store.open(one.stage, one.digest, Prompts).prompts()
+    assert sorted(prompt.group for prompt in prompts) == ["c0", "c0", "c1", "c1"]
+    file.rename(moved)
+    assert execute(pipeline(moved)) == {"prompts": "hit"}
+    moved.write_text("{}\n")
+    with pytest.raises(DataError, match=r"prompts: b\.jsonl, line 1"):
+        execute(pipeline(moved))
