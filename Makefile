@@ -5,7 +5,7 @@ VENV   ?= .venv
 SCALE  ?= cpu
 RUN     = $(VENV)/bin/effllm run
 
-.PHONY: help install sds sds-ablation sds-search sds-seeds fly smoke test test-all check bench clean
+.PHONY: help install sds sds-ablation sds-search sds-seeds fly fly-accuracy smoke test test-all check bench clean
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+: *.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 18
@@ -35,11 +35,15 @@ sds-seeds: install  ## three calibration seeds in one report (longer)
 fly: install     ## FLy at SCALE to its report
 	$(RUN) paper=fly scale=$(SCALE)
 
+fly-accuracy: install  ## what FLy costs in right answers
+	$(RUN) paper=fly_accuracy scale=$(SCALE)
+
 smoke: install   ## every paper on a tiny random model
 	$(RUN) paper=sds scale=smoke logger=csv
 	$(RUN) paper=sds_search scale=smoke logger=none
 	$(RUN) paper=sds_seeds scale=smoke logger=none
 	$(RUN) paper=fly scale=smoke logger=none
+	$(RUN) paper=fly_accuracy scale=smoke logger=none
 
 test: install    ## all tests but the slow ones and those for GPUs
 	$(VENV)/bin/python -m pytest -m "not slow and not gpu"

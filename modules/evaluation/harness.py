@@ -67,8 +67,7 @@ def evaluate_tasks(
         limit: first so many items of each task; all if None.
         progress: called with contexts done and in all.
     """
-    for name in ("lm_eval", "lm_eval.models.huggingface"):  # advice for its command line
-        logging.getLogger(name).setLevel(logging.ERROR)
+    quieten_harness()
     adapter = BranchingLM(
         pretrained=model,
         tokenizer=tokenizer,
@@ -76,6 +75,34 @@ def evaluate_tasks(
         max_length=max_length,
         progress=progress,
     )
+    return run_tasks(
+        adapter,
+        tasks,
+        include_path=include_path,
+        include_defaults=include_defaults,
+        limit=limit,
+    )
+
+
+def quieten_harness() -> None:
+    """Hide the harness's advice for its own command line."""
+    for name in ("lm_eval", "lm_eval.models.huggingface"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def run_tasks(
+    adapter: HFLM,
+    tasks: list[str],
+    *,
+    include_path: Path | None,
+    include_defaults: bool,
+    limit: int | None,
+) -> TaskResults:
+    """Run tasks on an adapter of the harness; see `evaluate_tasks`.
+
+    A task that reads its answers in several ways has a metric and a set of rows for each:
+    `gsm8k/exact_match/strict-match`, set `gsm8k/strict-match`.
+    """
     manager = TaskManager(
         include_path=None if include_path is None else str(include_path),
         include_defaults=include_defaults,
@@ -91,16 +118,21 @@ def evaluate_tasks(
     metrics = {}
     for task, values in results["results"].items():
         for key, value in values.items():
-            name, _, kind = key.partition(",")
-            if kind == "none" and not name.endswith("_stderr"):
-                metrics[f"{task}/{name}"] = float(value)
-    rows = [
-        {"set": task, "id": int(sample["doc_id"]), "correct": int(sample["acc"])}
-        for task, samples in results["samples"].items()
-        for sample in sorted(samples, key=lambda sample: int(sample["doc_id"]))
-        if "acc" in sample
-    ]
+            name, comma, reading = key.partition(",")
+            if comma and not name.endswith("_stderr"):
+                metrics[_set_name(f"{task}/{name}", reading)] = float(value)
+    rows = []
+    for task, samples in results["samples"].items():
+        for sample in sorted(samples, key=lambda sample: int(sample["doc_id"])):
+            right = sample.get("acc", sample.get("exact_match"))
+            if right is not None:
+                name = _set_name(task, sample["filter"])
+                rows.append({"set": name, "id": int(sample["doc_id"]), "correct": int(right)})
     return TaskResults(metrics, rows, dict(results["versions"]))
+
+
+def _set_name(name: str, reading: str) -> str:
+    return name if reading == "none" else f"{name}/{reading}"
 
 
 class BranchingLM(HFLM):

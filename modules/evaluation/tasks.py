@@ -1,13 +1,15 @@
-"""Two checkable tasks made from articles that the model under study never learned from.
+"""Three checkable tasks, two of them made from articles that the model never learned from.
 
 `lastword` asks for the last word of a passage that has used the word before, as LAMBADA does:
 it needs the context, not only the sentence. `continuation` asks which of four word sequences
 follows a passage; the wrong ones come from other articles. Chance is about 0 and exactly 1/4.
+`recall` asks for a number from a list, to be written: it needs no article, and is for decoders.
 """
 
 import re
 from random import Random
 
+from effllm.modules.data.prompts import number_list
 from effllm.modules.data.sources import Document
 from effllm.modules.errors import DataError
 
@@ -93,6 +95,25 @@ def continuation_items(
             }
         )
     return _draw(candidates, count, seed, "continuation")
+
+
+def recall_items(*, count: int, seed: int) -> list[Item]:
+    """Lists of named numbers, and the question for one of them.
+
+    Args:
+        count: items wanted.
+        seed: of the lists.
+
+    Returns:
+        `{"context", "target"}` per item; the target is the number.
+    """
+    random = Random(seed)
+    items: list[Item] = []
+    for _ in range(count):
+        lines, name, number = number_list(random)
+        question = f"Question: Which number belongs to {name}?\nAnswer:"
+        items.append({"context": f"{lines}\n\n{question}", "target": number})
+    return items
 
 
 def _paragraphs(text: str) -> list[list[str]]:

@@ -1,10 +1,15 @@
 """Make the lm-evaluation-harness tasks of our own: YAML files beside JSONL items."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
+from effllm.modules.errors import ConfigError
 from effllm.pipelines.artifacts import Corpus, Tasks, write_json, write_rows
 from effllm.pipelines.stage import Metrics, Stage, StageContext
+
+if TYPE_CHECKING:
+    from effllm.modules.data.sources import Document
+    from effllm.modules.evaluation.tasks import Item
 
 # `{items}` is filled in when the task is run: the folder moves when it is published.
 _COMMON = """\
@@ -15,7 +20,7 @@ dataset_kwargs:
 test_split: test
 doc_to_text: "{{{{context}}}}"
 metric_list:
-  - {{metric: acc, aggregation: mean, higher_is_better: true}}
+  - {{metric: {metric}, aggregation: mean, higher_is_better: true}}
 metadata: {{version: 1.0}}
 task: {name}
 """
@@ -24,13 +29,27 @@ _CONTINUATION = _COMMON + (
     'output_type: multiple_choice\ntarget_delimiter: ""\n'
     "doc_to_choice: choices\ndoc_to_target: label\n"
 )
+# The first number that is written counts; a decoder may still say more than that.
+_RECALL = _COMMON + (
+    'output_type: generate_until\ndoc_to_target: "{{{{target}}}}"\n'
+    'generation_kwargs: {{until: ["\\n"], max_gen_toks: 24, do_sample: false}}\n'
+    "filter_list:\n"
+    "  - name: none\n"
+    "    filter: [{{function: regex, regex_pattern: '(\\d+)'}}, {{function: take_first}}]\n"
+)
+_TASKS = {
+    "lastword": (_LASTWORD, "acc"),
+    "continuation": (_CONTINUATION, "acc"),
+    "recall": (_RECALL, "exact_match"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildTasks(Stage):
-    """Predict the last word; choose the true continuation out of four.
+    """Predict the last word; choose the true continuation out of four; write a listed number.
 
     Args:
+        kinds: of lastword, continuation and recall; recall is decoded, see EvaluateGeneration.
         split: split of the text.
         items: items per task.
         lastword_min_words: shortest passage.
@@ -42,7 +61,9 @@ class BuildTasks(Stage):
 
     INPUTS: ClassVar = {"text": Corpus}
     OUTPUT: ClassVar = Tasks
+    DIGEST_DEFAULTS: ClassVar = {"kinds": ["lastword", "continuation"]}
 
+    kinds: list[str]
     split: str
     items: int
     lastword_min_words: int
@@ -51,32 +72,43 @@ class BuildTasks(Stage):
     choice_words: int
     seed: int
 
-    def run(self, ctx: StageContext) -> Metrics:
-        """`<corpus>_lastword` and `<corpus>_continuation`."""
-        from effllm.modules.evaluation.tasks import continuation_items, lastword_items
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.kinds) - set(_TASKS))
+        if unknown or not self.kinds:
+            raise ConfigError(f"kinds: expected some of {', '.join(_TASKS)}, found {self.kinds}")
 
+    def run(self, ctx: StageContext) -> Metrics:
+        """`<corpus>_<kind>` for every kind."""
         corpus = ctx.input("text", Corpus)
         documents = corpus.documents(self.split)
-        prefix = corpus.info["name"]
-        lastword = lastword_items(
-            documents,
-            count=self.items,
-            min_words=self.lastword_min_words,
-            max_words=self.lastword_max_words,
-            seed=self.seed,
-        )
-        continuation = continuation_items(
-            documents,
-            count=self.items,
-            context_words=self.context_words,
-            choice_words=self.choice_words,
-            seed=self.seed,
-        )
-        names = [f"{prefix}_lastword", f"{prefix}_continuation"]
-        for name, items, text in zip(
-            names, (lastword, continuation), (_LASTWORD, _CONTINUATION), strict=True
-        ):
-            write_rows(ctx.workdir / f"{name}.jsonl", items)
-            (ctx.workdir / f"{name}.yaml").write_text(text.format(name=name), encoding="utf-8")
+        names = []
+        for kind in self.kinds:
+            name = f"{corpus.info['name']}_{kind}"
+            template, metric = _TASKS[kind]
+            write_rows(ctx.workdir / f"{name}.jsonl", self._items(kind, documents))
+            text = template.format(name=name, metric=metric)
+            (ctx.workdir / f"{name}.yaml").write_text(text, encoding="utf-8")
+            names.append(name)
         write_json(ctx.workdir / "tasks.json", {"names": names})
         return {"items": self.items}
+
+    def _items(self, kind: str, documents: "list[Document]") -> "list[Item]":
+        from effllm.modules.evaluation.tasks import continuation_items, lastword_items, recall_items
+
+        if kind == "lastword":
+            return lastword_items(
+                documents,
+                count=self.items,
+                min_words=self.lastword_min_words,
+                max_words=self.lastword_max_words,
+                seed=self.seed,
+            )
+        if kind == "continuation":
+            return continuation_items(
+                documents,
+                count=self.items,
+                context_words=self.context_words,
+                choice_words=self.choice_words,
+                seed=self.seed,
+            )
+        return recall_items(count=self.items, seed=self.seed)

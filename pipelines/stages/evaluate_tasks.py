@@ -1,6 +1,7 @@
 """Accuracy of a model on lm-evaluation-harness tasks."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 from effllm.pipelines.artifacts import Checkpoint, Predictions, Tasks, write_json, write_rows
@@ -35,17 +36,11 @@ class EvaluateTasks(Stage):
         from effllm.modules.evaluation.harness import evaluate_tasks
 
         checkpoint, tasks = ctx.input("model", Checkpoint), ctx.input("tasks", Tasks)
-        for name in tasks.names:  # paths are known only now: fill them into the YAML files
-            text = (tasks.path / f"{name}.yaml").read_text(encoding="utf-8")
-            items = (tasks.path / f"{name}.jsonl").resolve()
-            cache = (ctx.progress_dir / "datasets").resolve()
-            filled = text.replace("{items}", str(items)).replace("{cache}", str(cache))
-            (ctx.progress_dir / f"{name}.yaml").write_text(filled, encoding="utf-8")
         results = evaluate_tasks(
             checkpoint.load_model(self.dtype, ctx.device),
             checkpoint.load_tokenizer(),
             [*tasks.names, *self.harness_tasks],
-            include_path=ctx.progress_dir,
+            include_path=place_tasks(tasks, ctx.progress_dir),
             include_defaults=bool(self.harness_tasks),
             batch_size=self.micro_batch_size,
             max_length=self.max_length,
@@ -60,3 +55,14 @@ class EvaluateTasks(Stage):
             {"lm-eval": package_version("lm-eval"), "tasks": results.versions},
         )
         return dict(results.metrics)
+
+
+def place_tasks(tasks: Tasks, folder: Path) -> Path:
+    """Write the tasks' YAML files to `folder`, with the paths that are known only now; `folder`."""
+    cache = (folder / "datasets").resolve()
+    for name in tasks.names:
+        text = (tasks.path / f"{name}.yaml").read_text(encoding="utf-8")
+        items = (tasks.path / f"{name}.jsonl").resolve()
+        filled = text.replace("{items}", str(items)).replace("{cache}", str(cache))
+        (folder / f"{name}.yaml").write_text(filled, encoding="utf-8")
+    return folder

@@ -1,0 +1,94 @@
+"""Accuracy of a decoder on lm-evaluation-harness tasks that write their answers."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+from effllm.pipelines.artifacts import Checkpoint, Predictions, Tasks, write_json, write_rows
+from effllm.pipelines.provenance import package_version
+from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
+from effllm.pipelines.stages.evaluate_tasks import place_tasks
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateGeneration(Stage):
+    """Our local tasks, and any of the harness's own by name, decoded by our own loop.
+
+    Args:
+        decoder: `{proposer, verifier}`; one with a draft model names it as an arm of the
+            benchmark does: `draft: {kind: first_layers, layers}` or `{kind: input, index}`.
+        harness_tasks: names of the harness's tasks (fetched from the hub), besides ours.
+        limit: first so many items of each task; null takes all.
+        dtype: of all models.
+        packed: pack the weights for the CPU.
+        max_length: longest prompt plus continuation, in tokens.
+    """
+
+    INPUTS: ClassVar = {"model": Checkpoint, "tasks": Tasks, "drafts": Many(Checkpoint)}
+    OUTPUT: ClassVar = Predictions
+
+    decoder: dict[str, Any]
+    harness_tasks: list[str]
+    limit: int | None
+    dtype: str
+    packed: bool
+    max_length: int
+
+    def run(self, ctx: StageContext) -> Metrics:
+        """One row per item and way of reading it; `answers.jsonl`: what was decoded."""
+        from effllm.modules.decoding.packed import pack_linears
+        from effllm.modules.evaluation.generating import DecodingLM
+        from effllm.modules.evaluation.harness import quieten_harness, run_tasks
+        from effllm.pipelines.generate import join_session, pick_draft
+
+        checkpoint, tasks = ctx.input("model", Checkpoint), ctx.input("tasks", Tasks)
+        model = checkpoint.load_model(self.dtype, ctx.device)
+        tokenizer = checkpoint.load_tokenizer()
+        drafts = [
+            one.load_draft(self.dtype, ctx.device) for one in ctx.input_list("drafts", Checkpoint)
+        ]
+        if self.packed:
+            for one in (model, *drafts):
+                pack_linears(one)
+        session = join_session(
+            self.decoder["proposer"],
+            self.decoder["verifier"],
+            model,
+            tokenizer,
+            pick_draft(self.decoder.get("draft"), model, drafts),
+        )
+        quieten_harness()
+        adapter = DecodingLM(
+            pretrained=model,
+            tokenizer=tokenizer,
+            session=session,
+            max_length=self.max_length,
+            stored=ctx.progress_dir / "answers.jsonl",
+            progress=lambda done, total: ctx.progress(done, total, "request"),
+        )
+        results = run_tasks(
+            adapter,
+            [*tasks.names, *self.harness_tasks],
+            include_path=place_tasks(tasks, ctx.progress_dir),
+            include_defaults=bool(self.harness_tasks),
+            limit=self.limit,
+        )
+        answers = adapter.answers
+        write_rows(ctx.workdir / "predictions.jsonl", results.rows)
+        write_rows(ctx.workdir / "answers.jsonl", (asdict(one) for one in answers))
+        subject = {"checkpoint": checkpoint.label, "history": checkpoint.history}
+        write_json(ctx.workdir / "subject.json", subject)
+        write_json(
+            ctx.workdir / "versions.json",
+            {"lm-eval": package_version("lm-eval"), "tasks": results.versions},
+        )
+        rounds = sum(one.rounds for one in answers)
+        emitted = sum(
+            max(one.tokens - 1, 0) for one in answers
+        )  # the prompt's pass gives the first
+        return {
+            **results.metrics,
+            "tokens": sum(one.tokens for one in answers),
+            "tokens_per_pass": emitted / rounds if rounds else None,
+            "loosened_tokens": sum(one.loosened for one in answers),
+            "lossless": session.verifier.lossless,
+        }
