@@ -156,6 +156,8 @@ class _Arm:
             )
             return {"output": tokens, "seconds": seconds}
         found = self.session.generate(prompt, wanted, seed=self.seed)
+        if found.stop == "interrupted":  # half an output is no measurement
+            raise KeyboardInterrupt
         rounds = found.rounds
         return {
             "output": found.tokens,

@@ -95,6 +95,25 @@ def test_an_interrupted_benchmark_goes_on_at_the_next_prompt(outputs, tmp_path, 
     assert manifest["timing"]["resumed"]
 
 
+def test_an_interruption_while_decoding_is_not_recorded_as_an_output(
+    outputs, monkeypatch, tmp_path
+):
+    import shutil
+
+    from effllm.modules.decoding.proposers.lookup import PromptLookup
+
+    shutil.copytree(outputs / "artifacts", tmp_path / "artifacts")
+    shutil.rmtree(tmp_path / "artifacts" / "decode_bench")
+
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PromptLookup, "propose", stop)
+    arguments = ["run", "paper=fly", "scale=smoke", "logger=none", f"paths.outputs={tmp_path}"]
+    assert main([*arguments, "execute.until=bench"]) == 130
+    assert not list(tmp_path.glob("work/decode_bench-*/progress/rows.jsonl"))
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
