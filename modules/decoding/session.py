@@ -101,6 +101,17 @@ class Session:
             decode_seconds=time.perf_counter() - prefilled,
         )
 
+    def measure(self, prompt: Sequence[int], max_new_tokens: int, *, seed: int = 0) -> Generation:
+        """As `generate`, but an interruption is passed on: half an output is no measurement.
+
+        Raises:
+            KeyboardInterrupt: when interrupted.
+        """
+        found = self.generate(prompt, max_new_tokens, seed=seed)
+        if found.stop == "interrupted":
+            raise KeyboardInterrupt
+        return found
+
     def _round(
         self, committed: list[int], output: "_Output", room: int, draws: list[torch.Generator]
     ) -> RoundRecord:

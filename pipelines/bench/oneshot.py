@@ -55,7 +55,7 @@ def main() -> None:
                         "windows": str((folders["calibration"] / "windows.safetensors").resolve()),
                         "method": method,
                         "dtype": options.dtype,
-                        "batch_size": 8 if arm == "effllm" else 1,
+                        "batch_size": 4 if arm == "effllm" else 1,
                         "result": str(Path(scratch) / arm),
                     }
                     times[arm].append(_run(arms[arm], job, Path(scratch) / "job.json"))

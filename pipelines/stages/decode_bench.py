@@ -155,9 +155,7 @@ class _Arm:
                 draft=self.draft,
             )
             return {"output": tokens, "seconds": seconds}
-        found = self.session.generate(prompt, wanted, seed=self.seed)
-        if found.stop == "interrupted":  # half an output is no measurement
-            raise KeyboardInterrupt
+        found = self.session.measure(prompt, wanted, seed=self.seed)
         rounds = found.rounds
         return {
             "output": found.tokens,

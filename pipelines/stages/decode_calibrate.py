@@ -67,7 +67,7 @@ class DecodeCalibrate(Stage):
             rounds[name] = [
                 one
                 for prompt in prompts
-                for one in session.generate(prompt, self.max_new_tokens, seed=self.seed).rounds
+                for one in session.measure(prompt, self.max_new_tokens, seed=self.seed).rounds
             ]
             passes[name] = 0.0 if draft is None else self._draft_seconds(ModelRunner(draft))
             ctx.progress(number + 1, len(self.arms), "arm")

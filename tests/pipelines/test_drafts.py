@@ -1,0 +1,92 @@
+"""Traces and distilled drafts: interrupted anywhere they end with the same files."""
+
+import pytest
+import torch
+
+from effllm.modules import training
+from effllm.modules.drafting import distillation, traces
+from effllm.modules.errors import DataError
+from effllm.pipelines.artifacts import Checkpoint, Traces
+from effllm.pipelines.graph import build_graph
+from effllm.pipelines.launch import compose, resolve
+from effllm.pipelines.store import Store
+
+STAGES = ("base", "trace_text", "traces", "draft")
+
+
+def draft_pipeline(*overrides):
+    pipeline, _ = resolve(compose(["paper=fly", "scale=smoke", *overrides]))
+    return {name: pipeline[name] for name in STAGES}
+
+
+def payload(store, graph, name):
+    one = next(one for one in graph if one.name == name)
+    return store.manifest(one.stage, one.digest)["outputs"]
+
+
+def interrupted_at(function, call):
+    """The function, but its n-th call is interrupted."""
+    calls = []
+
+    def wrapped(*args, **kwargs):
+        calls.append(None)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return function(*args, **kwargs)
+
+    return wrapped
+
+
+def test_stops_at_a_batch_a_target_pass_and_an_epoch_change_nothing(
+    execute, store, monkeypatch, tmp_path
+):
+    pipeline = draft_pipeline()
+    whole = Store(tmp_path / "whole")
+    execute(pipeline, store=whole)
+    stops = (
+        (traces, "greedy_batch", 2, "traces"),
+        (distillation, "likely_tokens", 2, "draft"),
+        (training._SaveEveryEpoch, "on_train_epoch_end", 2, "draft"),
+    )
+    for owner, name, call, stage in stops:
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, interrupted_at(getattr(owner, name), call))
+            with pytest.raises(KeyboardInterrupt):
+                execute(pipeline, until=stage)
+    outcomes = execute(pipeline)
+    assert outcomes["draft"] == "resumed"
+    graph = build_graph(pipeline, store)
+    for name in ("traces", "draft"):
+        assert payload(store, graph, name) == payload(whole, graph, name)
+
+
+def test_traces_hold_prompts_and_what_the_target_says_after_them(execute, store):
+    pipeline = draft_pipeline()
+    execute(pipeline, until="traces")
+    graph = {one.name: one for one in build_graph(pipeline, store)}
+    texts, prompt_lengths = store.open(
+        graph["traces"].stage, graph["traces"].digest, Traces
+    ).texts()
+    model = store.open(graph["base"].stage, graph["base"].digest, Checkpoint).load_model("float32")
+    assert len(texts) == 16
+    for text, length in list(zip(texts, prompt_lengths, strict=True))[:4]:
+        logits = model(torch.tensor([text])).logits[0]
+        assert text[length:] == logits[length - 1 : -1].argmax(dim=-1).tolist()
+
+
+def test_a_draft_predicts_only_its_own_tokens_and_stays_an_ordinary_model(execute, store):
+    pipeline = draft_pipeline("pipeline.draft.vocabulary=30", "pipeline.draft.layers=[1]")
+    execute(pipeline)
+    graph = {one.name: one for one in build_graph(pipeline, store)}
+    draft = store.open(graph["draft"].stage, graph["draft"].digest, Checkpoint)
+    plain, reduced = draft.load_model("float32"), draft.load_draft("float32")
+    assert plain.config.num_hidden_layers == 1
+    head = reduced.get_output_embeddings()
+    assert head.weight.shape[0] == len(head.token_ids) <= 30
+    assert (plain.get_output_embeddings().weight[head.token_ids] == head.weight).all()
+    assert draft.history[-1]["stage"] == "distill_draft"
+
+
+def test_too_few_traces_are_refused(execute):
+    with pytest.raises(DataError, match="leave 1 to train on and 0 to measure on"):
+        execute(draft_pipeline("budget.trace_prompts=1"))
