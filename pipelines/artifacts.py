@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from effllm.modules.data.prompts import Prompt
     from effllm.modules.data.sources import Document
+    from effllm.modules.decoding.recording import RecordedBlock
 
 HISTORY_FILE = "effllm.json"
 VOCABULARY_FILE = "draft_vocabulary.safetensors"
@@ -246,6 +247,34 @@ class Predictions(Artifact):
     def rows(self) -> list[dict[str, Any]]:
         """One object per example."""
         return self.read_rows("predictions.jsonl")
+
+
+class Blocks(Artifact):
+    """Whole drafted blocks: `blocks.jsonl`, a position per line; `arms.json`, what drafted them."""
+
+    kind = "blocks"
+
+    def arms(self) -> dict[str, dict[str, Any]]:
+        """Arm -> its description."""
+        return dict(self.read_json("arms.json"))
+
+    def blocks(self, arm: str) -> dict[str, list[RecordedBlock]]:
+        """Prompt id -> blocks of one arm at all positions, in order."""
+        from effllm.modules.decoding.recording import RecordedBlock, RecordedMismatch
+
+        found: dict[str, list[RecordedBlock]] = {}
+        for row in self.read_rows("blocks.jsonl"):
+            if row["arm"] == arm:
+                mismatches = [RecordedMismatch(**one) for one in row["block"].pop("mismatches")]
+                block = RecordedBlock(**row["block"], mismatches=mismatches)
+                found.setdefault(row["id"], []).append(block)
+        return found
+
+
+class Sweep(Artifact):
+    """What other rules would have made of recorded blocks: `sweep.jsonl`, a rule per line."""
+
+    kind = "sweep"
 
 
 class Report(Artifact):

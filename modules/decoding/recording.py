@@ -1,8 +1,9 @@
-"""Whole blocks as they were judged, kept so that other rules can be tried on them later.
+"""Whole blocks as the target judges them, from every position of its own text.
 
 A decision remembers mismatches up to the first rejection. To ask what another window, threshold
 or block length would have done, the rest of the block is needed too: which tokens behind the
-rejection the target would have chosen, and how open it was there. All of it is in the logits.
+rejection the target would have chosen, and how open it was there. All of it is in the logits. And
+since other settings begin their rounds elsewhere, there is a block for every position.
 """
 
 from dataclasses import dataclass, field
@@ -12,9 +13,8 @@ from torch import Tensor
 
 from effllm.modules.decoding.records import Block, Decision
 from effllm.modules.decoding.sampling import Sampling
-from effllm.modules.decoding.verifiers.chain import ChainTest, Verifier
+from effllm.modules.decoding.verifiers.chain import ChainTest
 from effllm.modules.decoding.verifiers.fly import gate_measure
-from effllm.modules.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class RecordedMismatch:
 
 @dataclass(frozen=True, kw_only=True)
 class RecordedBlock:
-    """One round: what was drafted and what the target thought of every token of it.
+    """What was drafted at one position and what the target thought of every token of it.
 
     Attributes:
         tokens: K drafted tokens; none if the proposer had nothing.
@@ -68,43 +68,30 @@ class RecordedBlock:
 
 @dataclass(kw_only=True)
 class Recorder:
-    """Lets another verifier decide, and remembers every block whole. Greedy only.
+    """A verifier that keeps nothing, so that each position gets a block, and remembers them all.
+
+    The text is the target's own at temperature 0; a pass yields one token, so recording costs as
+    many passes as plain decoding, and a draft each.
 
     Args:
-        verifier: decides.
         protected: token ids at which FLy accepts a match alone.
         ends: token ids that end a text.
 
     Attributes:
-        blocks: one per call, in order.
-
-    Raises:
-        ConfigError: if the verifier samples: its native bits would be those of one draw only.
+        blocks: one per position after the first token, in order.
     """
 
-    verifier: Verifier
     protected: frozenset[int] = frozenset()
     ends: frozenset[int] = frozenset()
+    sampling: Sampling = field(default_factory=Sampling, init=False)
+    lossless: bool = field(default=True, init=False)
     blocks: list[RecordedBlock] = field(default_factory=list, init=False)
 
-    def __post_init__(self) -> None:
-        if not self.sampling.greedy:
-            raise ConfigError("blocks are recorded at temperature 0; set sampling.temperature=0")
-
-    @property
-    def sampling(self) -> Sampling:
-        """The target's law."""
-        return self.verifier.sampling
-
-    @property
-    def lossless(self) -> bool:
-        """Whether the deciding verifier is."""
-        return self.verifier.lossless
-
     def verify(self, block: Block, logits: Tensor, generator: torch.Generator) -> Decision:
-        """Judge K tokens by (K + 1, V) float32 logits, the root's row first."""
-        self.blocks.append(self._record(ChainTest(block, logits, self.sampling, generator)))
-        return self.verifier.verify(block, logits, generator)
+        """Record K tokens judged by (K + 1, V) float32 logits; keep the target's next token."""
+        test = ChainTest(block, logits, self.sampling, generator)
+        self.blocks.append(self._record(test))
+        return Decision([], int(logits[0].argmax()))
 
     def _record(self, test: ChainTest) -> RecordedBlock:
         tokens = test.block.tokens

@@ -1,8 +1,10 @@
 """What another rule would have made of recorded blocks; no model runs.
 
-Each rule is applied to the first K drafted tokens of every recorded block. Within a block that is
-exact: it is the decision the rule would have taken. Across blocks it is an approximation: after a
-loosened token, or with another K, the next block would have begun elsewhere in another text.
+A text is walked in rounds: the block at the current position is judged by the rule, as many tokens
+are passed as the round emits, and the next round begins there. For exact verification with a
+deterministic drafter that is what decoding does, for every K. For lossy rules each round is exact
+by itself, but the walk is an approximation: it goes on along the target's own text, where real
+decoding would go on behind the loosened token.
 """
 
 from collections.abc import Mapping, Sequence
@@ -151,24 +153,31 @@ class Summary:
 Prompts = Mapping[str, Sequence[RecordedBlock]]
 
 
+def walk(blocks: Sequence[RecordedBlock], rule: Rule) -> list[Outcome]:
+    """The rounds of one text, given the blocks of all its positions."""
+    rounds = []
+    position = 0
+    while position < len(blocks):
+        rounds.append(replay(blocks[position], rule))
+        position += rounds[-1].emitted
+    return rounds
+
+
 def totals(prompts: Prompts, rule: Rule) -> NDArray[np.float64]:
     """(prompts, 5) sums per prompt: rounds, emitted, judged, loosened, regret."""
-    rows = []
-    for blocks in prompts.values():
-        found = [replay(block, rule) for block in blocks]
-        rows.append(
-            [len(found)]
-            + [sum(getattr(o, key) for o in found) for key in ("emitted", "judged", "loosened")]
-            + [sum(one.regret for one in found)]
-        )
-    return np.array(rows, dtype=np.float64)
+    keys = ("emitted", "judged", "loosened", "regret")
+    walks = [walk(blocks, rule) for blocks in prompts.values()]
+    return np.array(
+        [[len(found), *(sum(getattr(o, key) for o in found) for key in keys)] for found in walks],
+        dtype=np.float64,
+    )
 
 
 def summarise(prompts: Prompts, rule: Rule, *, resamples: int) -> Summary:
-    """What a rule would have made of all blocks.
+    """What a rule would have made of all texts.
 
     Args:
-        prompts: prompt id -> its recorded blocks; prompts without any are left out beforehand.
+        prompts: prompt id -> the blocks of all its positions, at least one.
         rule: to be tried.
         resamples: of the bootstrap.
     """
@@ -184,9 +193,14 @@ def summarise(prompts: Prompts, rule: Rule, *, resamples: int) -> Summary:
         )
 
     rounds, emitted, judged, loosened, regret = mine.T
+    over_exact = bootstrap(
+        np.concatenate([mine[:, :2], exact[:, :2]], axis=1),
+        transform=lambda means: means[..., 1] / means[..., 0] * means[..., 2] / means[..., 3],
+        resamples=resamples,
+    )
     return Summary(
         tau=ratio(emitted, rounds),
-        tau_over_exact=ratio(emitted, exact[:, 1]),
+        tau_over_exact=over_exact,
         loosened_share=ratio(loosened, judged) if judged.any() else None,
         loosened_tokens=ratio(100 * loosened, emitted),
         regret=ratio(regret, loosened) if loosened.any() else None,

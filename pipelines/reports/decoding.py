@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from effllm.modules.evaluation.intervals import Interval, bootstrap
+from effllm.pipelines.reports.arms import Arm
 from effllm.pipelines.reports.page import Table
 
 Rows = list[dict[str, Any]]
@@ -20,34 +21,33 @@ class Bench:
 
     Attributes:
         arms: arm -> its rows.
-        lossless: arm -> whether its output must be the target's own.
+        about: arm -> what it is.
         resamples: of the bootstrap.
     """
 
     arms: dict[str, Rows]
-    lossless: dict[str, bool]
+    about: dict[str, Arm]
     resamples: int
 
     @classmethod
-    def of(cls, rows: Rows, lossless: dict[str, bool], resamples: int) -> Bench:
+    def of(cls, rows: Rows, described: dict[str, dict[str, Any]], resamples: int) -> Bench:
         """Group rows; every arm must have seen the same prompts."""
-        arms: dict[str, Rows] = defaultdict(list)
+        arms: dict[str, Rows] = {name: [] for name in described}
         for row in rows:
             arms[row["set"]].append(row)
-        order = [row["id"] for row in arms["plain"]]
-        sorted_arms = {
-            name: sorted(mine, key=lambda row: order.index(row["id"]))
-            for name, mine in arms.items()
-        }
-        assert all([row["id"] for row in mine] == order for mine in sorted_arms.values())
-        return cls(sorted_arms, lossless, resamples)
+        order = {row["id"]: place for place, row in enumerate(arms["plain"])}
+        for mine in arms.values():
+            mine.sort(key=lambda row: order[row["id"]])
+            assert [row["id"] for row in mine] == list(order)
+        about = {name: Arm(name, one) for name, one in described.items()}
+        return cls(arms, about, resamples)
 
     def only(self, group: str) -> Bench:
         """The same arms on one kind of prompt."""
         arms = {
             name: [row for row in mine if row["group"] == group] for name, mine in self.arms.items()
         }
-        return Bench(arms, self.lossless, self.resamples)
+        return Bench(arms, self.about, self.resamples)
 
     @property
     def groups(self) -> list[str]:
@@ -55,110 +55,213 @@ class Bench:
         return list(dict.fromkeys(row["group"] for row in self.arms["plain"]))
 
     def values(self, arm: str, *keys: str) -> np.ndarray:
-        """(prompts, keys) numbers of one arm."""
+        """(prompts, keys) numbers of one arm; NaN where a row has none."""
         return np.array([[row[key] for key in keys] for row in self.arms[arm]], dtype=np.float64)
+
+    def mean(self, arm: str, key: str) -> Interval:
+        """Mean over prompts."""
+        return bootstrap(self.values(arm, key)[:, 0], resamples=self.resamples)
+
+    def change(self, arm: str, other: str, key: str) -> Interval:
+        """Mean over prompts of the difference to another arm."""
+        change = self.values(arm, key)[:, 0] - self.values(other, key)[:, 0]
+        return bootstrap(change, resamples=self.resamples)
+
+    def per(self, arm: str, top: str, bottom: str, scale: float = 1.0) -> Interval | None:
+        """Sum of one value over sum of another; None for arms that do not know them."""
+        if not all(key in self.arms[arm][0] for key in (top, bottom)):
+            return None
+        return bootstrap(
+            self.values(arm, top, bottom),
+            transform=lambda m: scale * m[..., 0] / np.maximum(m[..., 1], 1e-9),
+            resamples=self.resamples,
+        )
+
+    def per_over(self, arm: str, other: str, top: str, bottom: str) -> Interval:
+        """`per` of one arm over that of another, paired by prompt."""
+        both = [self.values(one, top, bottom) for one in (arm, other)]
+        return bootstrap(
+            np.concatenate(both, axis=1),
+            transform=lambda m: m[..., 0] * m[..., 3] / np.maximum(m[..., 1] * m[..., 2], 1e-9),
+            resamples=self.resamples,
+        )
 
     def speed(self, arm: str) -> Interval:
         """Tokens per second over all prompts, prompt pass included."""
-        return bootstrap(
-            self.values(arm, "tokens", "seconds"),
-            transform=lambda m: m[..., 0] / m[..., 1],
-            resamples=self.resamples,
-        )
+        speed = self.per(arm, "tokens", "seconds")
+        assert speed is not None
+        return speed
 
     def speed_ratio(self, arm: str, other: str) -> Interval:
         """Tokens per second of one arm over another's, paired by prompt."""
-        both = [self.values(one, "tokens", "seconds") for one in (arm, other)]
-        return bootstrap(
-            np.concatenate(both, axis=1),
-            transform=lambda m: (m[..., 0] / m[..., 1]) / (m[..., 2] / m[..., 3]),
-            resamples=self.resamples,
-        )
+        return self.per_over(arm, other, "tokens", "seconds")
 
     def acceptance_length(self, arm: str) -> Interval | None:
         """Tokens per pass of the target after the prompt; None for transformers' own arms."""
-        if "rounds" not in self.arms[arm][0]:
-            return None
-        return bootstrap(
-            self.values(arm, "emitted", "rounds"),
-            transform=lambda m: m[..., 0] / np.maximum(m[..., 1], 1e-9),
-            resamples=self.resamples,
-        )
+        return self.per(arm, "emitted", "rounds")
 
-    def nll_change(self, arm: str) -> Interval:
-        """Mean over prompts of the output's likelihood under the target, against plain; nats."""
-        change = self.values(arm, "nll")[:, 0] - self.values("plain", "nll")[:, 0]
-        return bootstrap(change, resamples=self.resamples)
+    def checkable(self) -> Bench:
+        """The same arms on prompts with an answer."""
+        arms = {
+            name: [row for row in mine if row["correct"] is not None]
+            for name, mine in self.arms.items()
+        }
+        return Bench(arms, self.about, self.resamples)
 
-    def correct(self, arm: str) -> Interval | None:
-        """Percent of checkable prompts answered right."""
-        known = [row["correct"] for row in self.arms[arm] if row["correct"] is not None]
-        if not known:
-            return None
-        return bootstrap(100 * np.array(known, dtype=np.float64), resamples=self.resamples)
+
+def loosened_places(row: dict[str, Any]) -> list[int]:
+    """Places in the output of tokens that the target would not have chosen."""
+    places = [
+        event["prefix"] - row["prompt_tokens"] + event["position"]
+        for event in row.get("events", [])
+        if event["loosened"]
+    ]
+    return [place for place in places if place < row["tokens"]]
 
 
 def speed_table(bench: Bench) -> Table:
-    """One row per arm: passes, speed, quality."""
-    rows: list[list[str]] = []
-    strong = set()
-    for arm, mine in bench.arms.items():
-        tau = bench.acceptance_length(arm)
-        drafted = sum(row.get("drafted", 0) for row in mine)
-        tokens = sum(row["tokens"] for row in mine)
-        same = sum(row["first_difference"] is None for row in mine)
-        right = bench.correct(arm)
-        ratio = "" if arm == "plain" else interval(bench.speed_ratio(arm, "plain"), 2)
-        if arm.endswith("fly"):
-            strong.add(len(rows))
-        rows.append(
-            [
-                arm.replace("_", " "),
-                "" if tau is None else interval(tau, 2),
-                f"{100 * sum(row['accepted'] for row in mine) / drafted:.0f}" if drafted else "",
-                f"{100 * sum(row['loosened'] for row in mine) / tokens:.1f}" if drafted else "",
-                interval(bench.speed(arm), 1),
-                ratio,
-                "" if arm == "plain" else interval(bench.nll_change(arm), 3, sign=True),
-                f"{np.mean([row['distinct'] for row in mine]):.2f}",
-                "" if right is None else interval(right, 0),
-                f"{same}/{len(mine)}",
-            ]
-        )
-    return Table(
+    """The main table: speed and quality of every arm."""
+    right = bench.checkable()
+    answers = len(right.arms["plain"])
+
+    def cells(arm: str) -> list[str]:
+        other = arm != "plain"
+        return [
+            interval(bench.acceptance_length(arm), 2),
+            ""
+            if bench.about[arm].lossless
+            else interval(bench.per(arm, "loosened", "tokens", 100), 1),
+            interval(bench.change(arm, "plain", "nll"), 3, sign=True) if other else "",
+            interval(right.mean(arm, "correct"), 0, scale=100) if answers else "",
+            interval(bench.speed(arm), 1),
+            interval(bench.speed_ratio(arm, "plain"), 2) if other else "",
+        ]
+
+    return _table(
+        bench,
         [
-            "Arm",
-            "tokens per pass",
-            "drafts kept, %",
+            "tokens per pass (tau)",
             "loosened per 100 tokens",
+            "target NLL over plain",
+            "right answers, %",
             "tokens/s",
             "speed over plain",
-            "target NLL over plain",
-            "distinct 2-grams",
-            "right answers, %",
-            "same text as plain",
         ],
-        rows,
-        note="Speeds count output tokens over the whole time, prompt included; all arms on the "
-        "same prompts in turn; 95 % bootstrap intervals over prompts. Target NLL: nats per token "
-        "of the arm's own output under the target.",
-        strong=frozenset(strong),
+        cells,
+        "95 % bootstrap intervals over prompts; comparisons are paired by prompt. Speeds count "
+        "output tokens, cut at the end of the text and at the budget, over the whole time, prompt "
+        "included; all arms in turn on the same prompts. Target NLL: nats per token of the arm's "
+        f"own output under the target. Right answers: of {answers} prompts that have one.",
+    )
+
+
+def cost_table(bench: Bench) -> Table:
+    """Passes, and where the time goes."""
+
+    def cells(arm: str) -> list[str]:
+        return [
+            interval(bench.per(arm, "rounds", "emitted"), 2),
+            interval(bench.per(arm, "draft_passes", "emitted"), 2),
+            interval(bench.per(arm, "accepted", "drafted", 100), 0)
+            if bench.about[arm].speculates
+            else "",
+            *(
+                interval(bench.per(arm, f"{part}_seconds", "rounds", 1000), 2)
+                for part in ("draft", "verify", "host")
+            ),
+            interval(bench.per(arm, "emitted", "decode_seconds"), 1),
+            interval(bench.mean(arm, "prefill_seconds"), 3)
+            if "prefill_seconds" in bench.arms[arm][0]
+            else "",
+            interval(bench.mean(arm, "seconds"), 2),
+        ]
+
+    ours = [row for mine in bench.arms.values() for row in mine if "rounds" in row]
+    parts = sum(row[f"{part}_seconds"] for row in ours for part in ("draft", "verify", "host"))
+    whole = sum(row["decode_seconds"] for row in ours)
+    return _table(
+        bench,
+        [
+            "target passes per token",
+            "drafter passes per token",
+            "drafts kept, %",
+            "draft, ms per round",
+            "target, ms per round",
+            "host, ms per round",
+            "tokens/s after the prompt",
+            "prompt pass, s",
+            "whole, s per prompt",
+        ],
+        cells,
+        "Passes and tokens after the prompt. Host: the verifier, rollback and bookkeeping. The "
+        f"three parts of a round add up to {100 * parts / whole:.1f} % of the time after the "
+        "prompt.",
+    )
+
+
+def text_table(bench: Bench) -> Table:
+    """What the text is like."""
+
+    def cells(arm: str) -> list[str]:
+        mine = bench.arms[arm]
+        agree = sum(
+            row["first_difference"] is None
+            or row["first_difference"] >= min(loosened_places(row), default=row["tokens"])
+            for row in mine
+        )
+        return [
+            interval(bench.mean(arm, "nll"), 3),
+            interval(bench.mean(arm, "distinct"), 2),
+            interval(bench.mean(arm, "longest_repeat"), 1),
+            interval(bench.mean(arm, "tokens"), 0),
+            f"{sum(row['first_difference'] is None for row in mine)}/{len(mine)}",
+            f"{agree}/{len(mine)}",
+        ]
+
+    return _table(
+        bench,
+        [
+            "target NLL",
+            "distinct 2-grams",
+            "longest repeat, tokens",
+            "tokens per output",
+            "same text as plain",
+            "same up to the first loosened token",
+        ],
+        cells,
+        "A text that differs from plain decoding before anything was loosened differs by rounding: "
+        "a pass over several tokens and one over a single token may order near ties differently.",
     )
 
 
 def group_table(bench: Bench) -> Table:
     """Speed over plain per kind of prompt."""
-    groups = bench.groups
-    rows = []
-    for arm in bench.arms:
-        if arm == "plain":
-            continue
-        cells = [interval(bench.only(group).speed_ratio(arm, "plain"), 2) for group in groups]
-        rows.append([arm.replace("_", " "), *cells])
+    groups = {group: bench.only(group) for group in bench.groups}
+    rows = [
+        [bench.about[arm].title]
+        + [interval(one.speed_ratio(arm, "plain"), 2) for one in groups.values()]
+        for arm in bench.arms
+        if arm != "plain"
+    ]
     return Table(["Speed over plain", *groups], rows)
 
 
-def interval(value: Interval, digits: int, *, sign: bool = False) -> str:
-    """`1.92 [1.80, 2.05]`."""
+def interval(value: Interval | None, digits: int, *, sign: bool = False, scale: float = 1.0) -> str:
+    """`1.92 [1.80, 2.05]`; empty for None."""
+    if value is None:
+        return ""
     form = f"{'+' if sign else ''}.{digits}f"
-    return f"{value.value:{form}} [{value.low:{form}}, {value.high:{form}}]"
+    middle, low, high = (scale * one for one in (value.value, value.low, value.high))
+    return f"{middle:{form}} [{low:{form}}, {high:{form}}]"
+
+
+def _table(bench: Bench, columns: list[str], cells: Callable[[str], list[str]], note: str) -> Table:
+    """A row per arm; FLy's stand out, and columns without a single entry are left out."""
+    rows = [[bench.about[arm].title, *cells(arm)] for arm in bench.arms]
+    kept = [0, *(i for i in range(1, len(rows[0])) if any(row[i] for row in rows))]
+    return Table(
+        [["Arm", *columns][i] for i in kept],
+        [[row[i] for i in kept] for row in rows],
+        note=note,
+        strong=frozenset(i for i, arm in enumerate(bench.arms) if bench.about[arm].is_fly),
+    )

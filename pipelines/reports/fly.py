@@ -1,59 +1,138 @@
-"""What the FLy report says: verdicts, the gate, and loosened tokens in context."""
+"""What the FLy report says: verdicts, the gate, acceptance, and the paper's figures."""
 
 from __future__ import annotations
 
+from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from effllm.modules.evaluation.intervals import Interval
 from effllm.pipelines.artifacts import Artifact
+from effllm.pipelines.reports.arms import Arm
 from effllm.pipelines.reports.decoding import Bench, interval
-from effllm.pipelines.reports.page import Table, Verdict
+from effllm.pipelines.reports.figures import figure, write_csv
+from effllm.pipelines.reports.page import Figure, Table, Verdict
 
-_SHOWN = 30  # loosened tokens in the table
+_NLL_BOUND = 0.05  # nats per token that FLy's text may be less likely; ours
+_ANSWER_SHARE = 0.99  # of the target's right answers; the paper's claim
+# Without a single loss in n prompts, the 95 % bound on the share lost is 3 / n.
+_PROMPTS_FOR_ANSWERS = round(3 / (1 - _ANSWER_SHARE))
 
 
 def verdicts(bench: Bench) -> list[Verdict]:
     """One per claim, from paired differences."""
     found = []
-    for arm in bench.arms:
-        if arm == "plain" or "rounds" not in bench.arms[arm][0] or not bench.lossless[arm]:
-            continue
-        ratio = bench.speed_ratio(arm, "plain")
-        found.append(_above_one(f"Exact decoding with {_name(arm)} beats plain decoding.", ratio))
-    for arm in (one for one in bench.arms if one.endswith("_fly")):
-        exact = arm.removesuffix("_fly")
-        if exact not in bench.arms:
-            continue
-        ratio = bench.speed_ratio(arm, exact)
-        claim = f"FLy decodes faster than exact verification of the same drafts ({_name(exact)})."
-        found.append(_above_one(claim, ratio))
-        change = bench.nll_change(arm)
-        kept = "inconclusive"
-        if change.high < 0.05:
-            kept = "supported"
-        elif change.low > 0.05:
-            kept = "not supported"
-        found.append(
-            Verdict(
-                f"FLy keeps the target's quality ({_name(exact)}): its text is at most 0.05 nats "
-                "per token less likely under the target than the target's own (bound ours).",
-                kept,
-                f"Change of target NLL {interval(change, 3, sign=True)}.",
+    for arm, about in bench.about.items():
+        if about.speculates and about.lossless:
+            found.append(
+                _above_one(
+                    f"Exact decoding beats plain decoding in speed ({about.drafter}).",
+                    "Speed ratio",
+                    bench.speed_ratio(arm, "plain"),
+                )
             )
-        )
+    for arm, about in bench.about.items():
+        if not about.is_fly:
+            continue
+        partner = next((one for one in bench.about.values() if _is_exact(one, about)), None)
+        if partner is not None:
+            longer = bench.per_over(arm, partner.key, "emitted", "rounds")
+            found += [
+                _above_one(
+                    f"FLy emits more tokens per pass than exact verification ({about.drafter}).",
+                    "Ratio of tau",
+                    longer,
+                ),
+                _above_one(
+                    f"FLy decodes faster than exact verification ({about.drafter}).",
+                    "Speed ratio",
+                    bench.speed_ratio(arm, partner.key),
+                ),
+            ]
+        found += [_quality(bench, about), *_answers(bench, about)]
+        found += [
+            _ablation(bench, one, about)
+            for one in bench.about.values()
+            if one.verifier.get("class") == "Fly" and not one.is_fly and one.same_drafts(about)
+        ]
     return found
 
 
-def _above_one(claim: str, ratio: Interval) -> Verdict:
+def _is_exact(one: Arm, other: Arm) -> bool:
+    return one.speculates and one.lossless and one.same_drafts(other)
+
+
+def _quality(bench: Bench, about: Arm) -> Verdict:
+    change = bench.change(about.key, "plain", "nll")
+    kept = "inconclusive"
+    if change.high < _NLL_BOUND:
+        kept = "supported"
+    elif change.low > _NLL_BOUND:
+        kept = "not supported"
+    return Verdict(
+        f"FLy keeps the target's quality ({about.drafter}): its text is at most {_NLL_BOUND} nats "
+        "per token less likely under the target than the target's own (bound ours).",
+        kept,
+        f"Change of target NLL {interval(change, 3, sign=True)}.",
+    )
+
+
+def _answers(bench: Bench, about: Arm) -> list[Verdict]:
+    """The share of the target's right answers that FLy keeps; none without checkable prompts."""
+    checked = bench.checkable()
+    prompts = len(checked.arms["plain"])
+    if not prompts:
+        return []
+    right = {arm: checked.values(arm, "correct")[:, 0] for arm in ("plain", about.key)}
+    change = checked.change(about.key, "plain", "correct")
+    allowed = -(1 - _ANSWER_SHARE) * right["plain"].mean()
+    outcome = "inconclusive"
+    if prompts >= _PROMPTS_FOR_ANSWERS and change.low >= allowed:
+        outcome = "reproduced"
+    elif change.high < allowed:
+        outcome = "not reproduced"
+    evidence = (
+        f"Right answers {right[about.key].sum():.0f} against {right['plain'].sum():.0f} of "
+        f"{prompts}; change {interval(change, 1, sign=True, scale=100)} points."
+    )
+    if prompts < _PROMPTS_FOR_ANSWERS:
+        evidence += f" Fewer than {_PROMPTS_FOR_ANSWERS} prompts cannot show so small a loss."
+    return [
+        Verdict(
+            f"FLy keeps more than 99 % of the target's right answers ({about.drafter}).",
+            outcome,
+            evidence,
+        )
+    ]
+
+
+def _ablation(bench: Bench, without: Arm, about: Arm) -> Verdict:
+    """A part of FLy pays if leaving it out keeps more and makes the text less likely."""
+    part = "window" if not without.verifier["window"] else "gate"
+    longer = bench.per_over(without.key, about.key, "emitted", "rounds")
+    worse = bench.change(without.key, about.key, "nll")
+    outcome = "inconclusive"
+    if longer.low > 1 and worse.low > 0:
+        outcome = "reproduced"
+    elif longer.high < 1 or worse.high < 0:
+        outcome = "not reproduced"
+    return Verdict(
+        f"Without the {part}, more is kept and the text gets worse ({about.drafter}).",
+        outcome,
+        f"Ratio of tau {interval(longer, 2)}, change of target NLL "
+        f"{interval(worse, 3, sign=True)}.",
+    )
+
+
+def _above_one(claim: str, measure: str, ratio: Interval) -> Verdict:
     outcome = "inconclusive"
     if ratio.low > 1:
         outcome = "reproduced"
     elif ratio.high < 1:
         outcome = "not reproduced"
-    return Verdict(claim, outcome, f"Speed ratio {interval(ratio, 2)}.")
+    return Verdict(claim, outcome, f"{measure} {interval(ratio, 2)}.")
 
 
 def gate_table(bench: Bench) -> Table:
@@ -67,7 +146,12 @@ def gate_table(bench: Bench) -> Table:
         quantiles = np.quantile(gates, [0.1, 0.25, 0.5, 0.75, 0.9])
         loosened = 100 * np.mean([one["loosened"] for one in events])
         rows.append(
-            [_name(arm), str(len(gates)), f"{100 * np.mean(gates >= 0.3):.0f}", f"{loosened:.0f}"]
+            [
+                bench.about[arm].title,
+                str(len(gates)),
+                f"{100 * np.mean(gates >= 0.3):.0f}",
+                f"{loosened:.0f}",
+            ]
             + [f"{one:.2f}" for one in quantiles]
         )
     columns = ["Arm", "mismatches", "at least 0.3 nats, %", "kept, %"]
@@ -79,31 +163,35 @@ def gate_table(bench: Bench) -> Table:
     )
 
 
-def loosened_table(bench: Bench, tokenizer: PreTrainedTokenizerBase) -> Table:
-    """Kept mismatches of the first FLy arm with what stands around them."""
-    arm = next((one for one in bench.arms if one.endswith("_fly")), None)
-    rows: list[list[str]] = []
-    for row in bench.arms[arm] if arm else []:
-        for event in row["events"]:
-            if not event["loosened"] or len(rows) >= _SHOWN:
-                continue
-            place = event["prefix"] - row["prompt_tokens"] + event["position"]
-            before = _decoded(tokenizer, row["output"][max(0, place - 12) : place])
-            after = _decoded(tokenizer, row["output"][place + 1 : place + 9])
-            rows.append(
-                [
-                    f"…{before} ⟦{_decoded(tokenizer, [event['drafted']])}⟧{after}…",
-                    _decoded(tokenizer, [event["chosen"]]),
-                    f"{event['drafted_probability']:.3f}",
-                    f"{event['chosen_probability']:.3f}",
-                    f"{event['gate']:.2f}",
-                ]
-            )
-    return Table(
-        ["Kept token ⟦in context⟧", "target's choice", "p(kept)", "p(choice)", "gate, nats"],
-        rows,
-        note=f"The first {len(rows)} of arm {_name(arm)}." if arm and rows else "None was kept.",
-    )
+def draw_acceptance(bench: Bench, folder: Path) -> Figure:
+    """How many drafted tokens each round kept, a bar per arm with drafts."""
+    import matplotlib as mpl
+
+    arms = [arm for arm, about in bench.about.items() if about.speculates]
+    longest = max(bench.about[arm].tokens for arm in arms)
+    shades = mpl.colormaps["viridis_r"](np.linspace(0.05, 0.95, longest + 1))
+    table: list[dict[str, Any]] = []
+    with figure(folder, "acceptance", size=(9, 0.42 * len(arms) + 1.3)) as axes:
+        for place, arm in enumerate(reversed(arms)):
+            counts = Counter(one for row in bench.arms[arm] for one in row["accepted_counts"])
+            left, rounds = 0.0, max(sum(counts.values()), 1)
+            for kept in range(longest + 1):
+                share = 100 * counts[kept] / rounds
+                axes.barh(place, share, left=left, color=shades[kept], height=0.72)
+                left += share
+                table.append({"arm": arm, "kept": kept, "rounds": counts[kept], "percent": share})
+        axes.set_yticks(range(len(arms)), [bench.about[arm].title for arm in reversed(arms)])
+        axes.set_xlabel("% of rounds")
+        axes.set_xlim(0, 100)
+        axes.grid(visible=False)
+        boxes = [mpl.patches.Patch(color=shades[kept]) for kept in range(longest + 1)]
+        names = [str(kept) for kept in range(longest + 1)]
+        axes.figure.legend(
+            boxes, names, loc="outside upper right", ncols=longest + 1, fontsize=9,
+            title="drafted tokens kept", title_fontsize=9, handlelength=1, columnspacing=0.8,
+        )  # fmt: skip
+    write_csv(folder, "acceptance", table)
+    return Figure("acceptance", "Drafted tokens kept per round; rounds without a draft count as 0.")
 
 
 def paper_table() -> Table:
@@ -122,7 +210,7 @@ def paper_table() -> Table:
     )
 
 
-def result_rows(bench: Bench, label: str, benched: Artifact) -> list[dict[str, Any]]:
+def result_rows(bench: Bench, benched: Artifact) -> list[dict[str, Any]]:
     """Rows of `results.json`: `{paper, method, pattern, seed, metrics, intervals, n, artifact}`."""
     found = []
     for arm, mine in bench.arms.items():
@@ -130,28 +218,27 @@ def result_rows(bench: Bench, label: str, benched: Artifact) -> list[dict[str, A
             "tokens_per_second": bench.speed(arm),
             "speed_over_plain": bench.speed_ratio(arm, "plain"),
             "acceptance_length": bench.acceptance_length(arm),
-            "target_nll_over_plain": bench.nll_change(arm),
+            "target_passes_per_token": bench.per(arm, "rounds", "emitted"),
+            "drafter_passes_per_token": bench.per(arm, "draft_passes", "emitted"),
+            "loosened_per_100_tokens": bench.per(arm, "loosened", "tokens", 100),
+            "target_nll": bench.mean(arm, "nll"),
+            "target_nll_over_plain": bench.change(arm, "plain", "nll"),
+            "distinct_2": bench.mean(arm, "distinct"),
+            "longest_repeat_tokens": bench.mean(arm, "longest_repeat"),
         }
         known = {key: one for key, one in measures.items() if one is not None}
         found.append(
             {
                 "paper": "fly",
                 "method": arm,
+                "title": bench.about[arm].title,
                 "pattern": "",
                 "seed": benched.manifest["seed"],
-                "lossless": bench.lossless[arm],
+                "lossless": bench.about[arm].lossless,
                 "metrics": {key: one.value for key, one in known.items()},
                 "intervals": {key: [one.low, one.high] for key, one in known.items()},
                 "n": dict.fromkeys(known, len(mine)),
-                "artifact": label,
+                "artifact": benched.label,
             }
         )
     return found
-
-
-def _decoded(tokenizer: PreTrainedTokenizerBase, tokens: list[int]) -> str:
-    return str(tokenizer.decode(tokens))
-
-
-def _name(arm: str | None) -> str:
-    return (arm or "").replace("_", " ")

@@ -7,7 +7,8 @@ the Markdown says the same for terminals and diffs.
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -55,7 +56,24 @@ class Verdict:
     evidence: str
 
 
-Block = Text | Heading | Table | Figure | Verdict
+@dataclass(frozen=True)
+class Mark:
+    """A marked piece of a text: with a label it stands out, without one it is underlined."""
+
+    text: str
+    label: str = ""
+    hint: str = ""  # shown where a pointer rests; say it elsewhere too, for paper and phones
+
+
+@dataclass(frozen=True)
+class Passages:
+    """Texts side by side, word for word: title -> pieces, some of them marked."""
+
+    title: str
+    texts: Mapping[str, Sequence[str | Mark]]
+
+
+Block = Text | Heading | Table | Figure | Verdict | Passages
 
 
 @dataclass
@@ -75,6 +93,7 @@ class Page:
         environment = Environment(
             loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True
         )
+        environment.filters["split_interval"] = split_interval
         template = environment.get_template("page.html.j2")
         blocks = [(type(block).__name__.lower(), block) for block in self.blocks]
         images = {
@@ -101,7 +120,25 @@ class Page:
                     parts.append(f"- **{outcome}**: {claim} {evidence}")
                 case Table():
                     parts.append(_markdown_table(block))
+                case Passages(title, texts):
+                    parts.append(f"### {title}")
+                    for name, pieces in texts.items():
+                        parts += [f"{name}:", _markdown_text(pieces)]
         return "\n\n".join(parts) + "\n"
+
+
+def split_interval(cell: str) -> tuple[str, str]:
+    """`1.92 [1.80, 2.05]` -> its value and its interval; any other cell stays whole."""
+    found = re.fullmatch(r"([-+\d.]+) (\[[-+\d.]+, [-+\d.]+\])", cell)
+    return (found[1], found[2]) if found else (cell, "")
+
+
+def _markdown_text(pieces: Sequence[str | Mark]) -> str:
+    """An indented block, which Markdown shows as it is."""
+    text = "".join(
+        piece if isinstance(piece, str) else f"⟦{piece.text}⟧{piece.label}" for piece in pieces
+    )
+    return "\n".join(f"    {line}" for line in text.split("\n"))
 
 
 def _markdown_table(table: Table) -> str:

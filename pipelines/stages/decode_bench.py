@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from effllm.modules.errors import ConfigError
 from effllm.pipelines.artifacts import Checkpoint, Predictions, Prompts, write_json, write_rows
 from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
+from effllm.pipelines.stages.arms import describe_arm, pick_draft
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -34,6 +35,7 @@ class DecodeBench(Stage):
         seed: of all draws.
     """
 
+    VERSION: ClassVar[int] = 2  # 2: arms.json describes arms; more times and repeats in the rows
     INPUTS: ClassVar = {"model": Checkpoint, "prompts": Prompts, "drafts": Many(Checkpoint)}
     OUTPUT: ClassVar = Predictions
 
@@ -48,7 +50,7 @@ class DecodeBench(Stage):
             raise ConfigError("decode_bench: speeds are compared with an arm named plain")
 
     def run(self, ctx: StageContext) -> Metrics:
-        """`predictions.jsonl`: one row per prompt and arm; `rounds.jsonl`: loosened tokens."""
+        """`predictions.jsonl`: one row per prompt and arm; `arms.json`: what each arm is."""
         from effllm.modules.decoding.packed import pack_linears
         from effllm.pipelines.generate import encode_prompt, end_tokens
 
@@ -101,8 +103,8 @@ class DecodeBench(Stage):
             ctx.workdir / "subject.json",
             {"checkpoint": checkpoint.label, "history": checkpoint.history},
         )
-        lossless = {name: arm.lossless for name, arm in arms.items()}
-        write_json(ctx.workdir / "arms.json", lossless)
+        described = {name: arm.described for name, arm in arms.items()}
+        write_json(ctx.workdir / "arms.json", described)
         speeds = {}
         for name in names:
             mine = [row for row in rows if row["set"] == name]
@@ -137,7 +139,8 @@ class _Arm:
             self.session = join_session(
                 arm["proposer"], arm["verifier"], model, tokenizer, self.draft, text=False
             )
-        self.lossless = self.session is None or self.session.verifier.lossless
+        lossless = self.session is None or self.session.verifier.lossless
+        self.described = describe_arm(arm, model, self.draft, lossless=lossless)
 
     def decode(self, prompt: list[int], budget: int | None = None) -> dict[str, Any]:
         """Tokens, seconds, and, for our own arms, what the rounds did."""
@@ -167,6 +170,9 @@ class _Arm:
             "emitted": sum(one.emitted for one in rounds),
             "loosened": sum(one.loosened for one in rounds),
             "draft_passes": sum(one.draft_passes for one in rounds),
+            "decode_seconds": found.decode_seconds,
+            "draft_seconds": sum(one.draft_seconds for one in rounds),
+            "verify_seconds": sum(one.verify_seconds for one in rounds),
             "host_seconds": sum(one.decide_seconds + one.commit_seconds for one in rounds),
             "accepted_counts": [one.accepted for one in rounds],
             "events": [
@@ -187,6 +193,7 @@ def _describe(
         continuation_nll,
         distinct_share,
         first_difference,
+        longest_repeat,
     )
 
     plain = found["plain"]["output"]
@@ -207,6 +214,7 @@ def _describe(
                 "tokens": len(output),
                 "nll": likelihoods.get(key),
                 "distinct": distinct_share(output),
+                "longest_repeat": longest_repeat(output),
                 "first_difference": first_difference(plain, output),
                 "correct": prompt.judge(text),
                 "output": output,

@@ -5,19 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from effllm.pipelines.artifacts import Artifact, Checkpoint, Report, write_json
+from effllm.pipelines.artifacts import Artifact, Checkpoint, Prompts, Report, Sweep, write_json
 from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportFly(Stage):
-    """Read the benchmark and say what it shows.
+    """Read the benchmark, and the sweep if there is one, and say what they show.
 
     Args:
         scale: smoke, cpu or paper; for the title.
         resamples: of the bootstrap.
     """
 
+    VERSION: ClassVar[int] = 2  # 2: the sweep, three tables of arms, loosened tokens in their text
     INPUTS: ClassVar = {"results": Many(Artifact)}
     OUTPUT: ClassVar = Report
 
@@ -25,38 +26,51 @@ class ReportFly(Stage):
     resamples: int
 
     def run(self, ctx: StageContext) -> Metrics:
-        """`index.html`, `report.md` and `results.json`."""
-        from effllm.pipelines.reports import fly
-        from effllm.pipelines.reports.decoding import Bench, group_table, speed_table
+        """`index.html`, `report.md`, `results.json` and `figures/`."""
+        from effllm.pipelines.reports import decoding, fly, loosened
         from effllm.pipelines.reports.page import Heading, Page, Text
+        from effllm.pipelines.reports.sweep import WHAT_IT_IS, SweepRows, draw_tradeoff, knob_table
 
         results = ctx.input_list("results", Artifact)
         benched = next(one for one in results if one.manifest["stage"] == "decode_bench")
-        rows = benched.read_rows("predictions.jsonl")
-        bench = Bench.of(rows, benched.read_json("arms.json"), self.resamples)
-        model = next(one for one in results if one.manifest["stage"] == "import_model")
-        tokenizer = ctx_checkpoint(results).load_tokenizer()
+        bench = decoding.Bench.of(
+            benched.read_rows("predictions.jsonl"), benched.read_json("arms.json"), self.resamples
+        )
+        # More than one model and set of prompts may be among the results: those of the benchmark.
+        by_label = {one.label: one for one in results}
+        target = by_label[benched.manifest["inputs"]["model"]]
+        prompts = by_label[benched.manifest["inputs"]["prompts"]]
+        assert isinstance(target, Checkpoint) and isinstance(prompts, Prompts)
+        tokenizer = target.load_tokenizer()
+        texts = {prompt.id: prompt.text for prompt in prompts.prompts()}
         page = Page(
             "FLy: loosely speculative decoding",
-            f"{model.manifest['sources']['source']['name']}, scale {self.scale}, batch 1, greedy, "
-            f"{len(bench.arms['plain'])} prompts. Every figure was measured by effllm, except "
-            "under “Beside the paper”.",
+            f"{target.manifest['sources']['source']['name']}, scale {self.scale}, batch 1, greedy, "
+            f"{len(texts)} prompts. Every figure was measured by effllm, except under “Beside the "
+            "paper”.",
         )
         if self.scale == "smoke":
             page.add(Text("A smoke run of a tiny random model: its figures mean nothing."))
-        page.add(Heading("Speed beside quality"), speed_table(bench))
+        page.add(Heading("Speed beside quality"), decoding.speed_table(bench))
         verdicts = fly.verdicts(bench)
         page.add(Heading("What the paper claims, and what these numbers say"), *verdicts)
-        page.add(Heading("By kind of prompt"), group_table(bench))
-        page.add(Heading("The gate"), fly.gate_table(bench))
-        page.add(Heading("Loosened tokens in context"), fly.loosened_table(bench, tokenizer))
+        page.add(Heading("Passes and time"), decoding.cost_table(bench))
+        page.add(fly.draw_acceptance(bench, ctx.workdir / "figures"))
+        page.add(Heading("The text"), decoding.text_table(bench))
+        page.add(Heading("By kind of prompt"), decoding.group_table(bench))
+        page.add(Heading("Mismatches"), fly.gate_table(bench))
+        page.add(loosened.class_table(bench, tokenizer))
+        page.add(Heading("Loosened tokens in context"))
+        page.add(*loosened.loosened_in_context(bench, tokenizer, texts))
+        centre = next((one for one in bench.about.values() if one.is_fly), None)
+        swept = next(iter(ctx.input_list("results", Sweep)), None)
+        if swept is not None and centre is not None:
+            data = SweepRows.of(swept, centre)
+            page.add(Heading("Other settings, from recorded blocks"), Text(WHAT_IT_IS))
+            page.add(draw_tradeoff(data, ctx.workdir / "figures"))
+            page.add(*(knob_table(data, arm) for arm in data.arms))
         page.add(Heading("Beside the paper"), fly.paper_table())
         page.write(ctx.workdir)
-        write_json(ctx.workdir / "results.json", fly.result_rows(bench, benched.label, benched))
+        write_json(ctx.workdir / "results.json", fly.result_rows(bench, benched))
         outcomes = [verdict.outcome for verdict in verdicts]
         return {outcome: outcomes.count(outcome) for outcome in dict.fromkeys(outcomes)}
-
-
-def ctx_checkpoint(results: list[Artifact]) -> Checkpoint:
-    """The target among the results."""
-    return next(one for one in results if isinstance(one, Checkpoint))

@@ -1,6 +1,5 @@
 """Recorded blocks and the offline sweep, against the verifiers themselves."""
 
-import dataclasses
 import itertools
 
 import numpy as np
@@ -8,10 +7,10 @@ import pytest
 import torch
 
 from effllm.modules.decoding.proposers.draft import DraftModel
+from effllm.modules.decoding.proposers.lookup import PromptLookup
 from effllm.modules.decoding.recording import RecordedBlock, RecordedMismatch, Recorder
 from effllm.modules.decoding.records import Block
 from effllm.modules.decoding.runner import ModelRunner
-from effllm.modules.decoding.sampling import Sampling
 from effllm.modules.decoding.session import Session
 from effllm.modules.decoding.sweep import (
     ExactRule,
@@ -20,13 +19,12 @@ from effllm.modules.decoding.sweep import (
     TypicalRule,
     replay,
     summarise,
-    totals,
+    walk,
 )
 from effllm.modules.decoding.verifiers.exact import Exact
 from effllm.modules.decoding.verifiers.fly import Fly
 from effllm.modules.decoding.verifiers.margin import Margin
 from effllm.modules.decoding.verifiers.typical import Typical
-from effllm.modules.errors import ConfigError
 from effllm.modules.modeling.tiny import VOCABULARY, tiny_model
 
 SIZE, LONGEST, END = 12, 10, 11
@@ -51,7 +49,7 @@ def random_rounds(count=120, seed=0):
 
 
 def record(rounds):
-    recorder = Recorder(verifier=Exact(), protected=PROTECTED, ends=frozenset({END}))
+    recorder = Recorder(protected=PROTECTED, ends=frozenset({END}))
     for block, logits in rounds:
         recorder.verify(block, logits, torch.Generator())
     return recorder.blocks
@@ -124,8 +122,9 @@ def test_a_shut_gate_or_a_long_window_is_exact(tokens):
     )
     for window, threshold in ((0, float("inf")), (tokens, 0.0), (tokens + 5, 0.0)):
         rule = FlyRule(tokens=tokens, window=window, threshold=threshold)
-        rounds, total, _, loosened, _ = totals({"a": blocks}, rule)[0]
-        assert (rounds, total, loosened) == (len(blocks), expected, 0)
+        found = [replay(one, rule) for one in blocks]
+        assert sum(one.emitted for one in found) == expected
+        assert not any(one.loosened for one in found)
 
 
 @pytest.mark.parametrize("check", ["full", "official"])
@@ -155,10 +154,10 @@ def test_blocks_are_recorded_behind_the_first_mismatch(generator):
     for row, best in enumerate((3, 4, 5, 6)):
         logits[row, best] = 2.0
     logits[0, 7] = 1.5
-    recorder = Recorder(verifier=Exact(), protected=PROTECTED, ends=frozenset({END}))
+    recorder = Recorder(protected=PROTECTED, ends=frozenset({END}))
     decision = recorder.verify(Block([7, 4, END]), logits, generator)
     (block,) = recorder.blocks
-    assert decision.path == [] and decision.next_token == 3
+    assert decision.path == [] and decision.next_token == 3  # nothing is kept
     assert block.native == [False, True, False] and block.reach == 3 and block.ended
     first, second = block.mismatches
     assert (first.position, first.drafted, first.chosen, first.rank) == (0, 7, 3, 1)
@@ -170,26 +169,31 @@ def test_blocks_are_recorded_behind_the_first_mismatch(generator):
     assert first.normalized == pytest.approx(entropy / np.log(SIZE))
 
 
-def test_recording_changes_no_text_and_counts_what_the_session_emits(tiny_llama, generator):
-    ends, prompt = frozenset({2}), [70, 71, 72, 73] * 6
+@pytest.mark.parametrize("drafter", ["model", "lookup"])
+def test_the_walk_is_what_exact_decoding_does_at_every_length(tiny_llama, generator, drafter):
+    """The same text, and the same tokens per round, from one recording with K = 9."""
     noisy = tiny_model("llama")
     with torch.no_grad():
         for value in noisy.parameters():
             value += 0.7 * value.std() * torch.randn(value.shape, generator=generator)
-    proposer = DraftModel(runner=ModelRunner(noisy), vocabulary=VOCABULARY, tokens=6)
-    plain = Session(ModelRunner(tiny_llama), proposer, Exact(), ends)
-    recorder = Recorder(verifier=Exact(), ends=ends)
-    recorded = dataclasses.replace(plain, verifier=recorder)
-    expected = plain.generate(prompt, 40)
-    assert recorded.generate(prompt, 40).tokens == expected.tokens
-    outcomes = [replay(one, ExactRule(tokens=6)).emitted for one in recorder.blocks]
-    assert outcomes == [one.emitted for one in expected.rounds]
-    assert sum(bool(one.mismatches) for one in recorder.blocks) > 3
 
+    def proposer(tokens):
+        if drafter == "lookup":
+            return PromptLookup(tokens=tokens)
+        return DraftModel(runner=ModelRunner(noisy), vocabulary=VOCABULARY, tokens=tokens)
 
-def test_sampling_is_not_recorded():
-    with pytest.raises(ConfigError, match="temperature 0"):
-        Recorder(verifier=Exact(sampling=Sampling(temperature=1.0)))
+    ends, prompt = frozenset({2}), [70, 71, 72, 73] * 6
+    recorder = Recorder(ends=ends)
+    text = Session(ModelRunner(tiny_llama), proposer(9), recorder, ends).generate(prompt, 40).tokens
+    assert len(recorder.blocks) == len(text) - 1
+    for tokens in (1, 2, 5, 9):
+        exact = Session(ModelRunner(tiny_llama), proposer(tokens), Exact(), ends)
+        found = exact.generate(prompt, 40)
+        assert found.tokens == text
+        walked = [one.emitted for one in walk(recorder.blocks, ExactRule(tokens=tokens))]
+        assert walked == [one.emitted for one in found.rounds]
+    if drafter == "model":
+        assert sum(bool(one.mismatches) for one in recorder.blocks) > 3
 
 
 def block_of(bits, margins):
@@ -220,12 +224,19 @@ def block_of(bits, margins):
 
 
 def test_a_summary_by_hand():
-    """W = 1: the first prompt keeps one mismatch of two, the second has none to keep."""
-    prompts = {"a": [block_of("1010", [0.4, 9.0])], "b": [block_of("1111", []), block_of("", [])]}
+    """W = 1: the first text keeps one mismatch of two, the second has none to keep.
+
+    Exact passes 2 + 1 + 1 tokens of the first text, FLy 4 at once; both pass 5 + 1 of the second.
+    """
+    last = [block_of("", [])]
+    prompts = {
+        "a": [block_of("1010", [0.4, 9.0]), *3 * last],
+        "b": [block_of("1111", []), *5 * last],
+    }
     rule = FlyRule(tokens=4, window=1, threshold=0.3)
     found = summarise(prompts, rule, resamples=500)
-    assert found.tau.value == pytest.approx((4 + 5 + 1) / 3)
-    assert found.tau_over_exact.value == pytest.approx(10 / (2 + 5 + 1))
+    assert found.tau.value == pytest.approx((4 + 6) / 3)
+    assert found.tau_over_exact.value == pytest.approx((10 / 3) / (10 / 5))
     assert found.loosened == 1 and found.loosened_share.value == pytest.approx(1 / 2)
     assert found.loosened_tokens.value == pytest.approx(100 / 10)
     assert found.regret.value == pytest.approx(0.4)

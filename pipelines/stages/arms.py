@@ -1,0 +1,81 @@
+"""What stages with several decoding arms share: their draft models, and what an arm is called."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import is_dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from effllm.modules.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def pick_draft(
+    wanted: dict[str, Any] | None, model: PreTrainedModel, drafts: list[PreTrainedModel]
+) -> PreTrainedModel | None:
+    """The draft model that an arm names, or None if it names none.
+
+    Args:
+        wanted: `{kind: first_layers, layers}`, or `{kind: input, index}` into `drafts`.
+        model: the target.
+        drafts: the input `drafts`.
+
+    Raises:
+        ConfigError: for another kind, or an index that is not there.
+    """
+    if wanted is None:
+        return None
+    if wanted["kind"] == "first_layers":
+        from effllm.modules.decoding.early_exit import first_layers
+
+        return first_layers(model, int(wanted["layers"]))
+    if wanted["kind"] != "input" or not 0 <= int(wanted["index"]) < len(drafts):
+        raise ConfigError(
+            f"an arm's draft is {wanted}: expected {{kind: first_layers, layers}}, or {{kind: "
+            f"input, index}} with an index below {len(drafts)}, the number of inputs in `drafts`"
+        )
+    return drafts[int(wanted["index"])]
+
+
+def describe_arm(
+    arm: dict[str, Any], target: PreTrainedModel, draft: PreTrainedModel | None, *, lossless: bool
+) -> dict[str, Any]:
+    """What an arm is, as plain data for reports.
+
+    Returns:
+        `{library, drafted, lossless, proposer, verifier, draft}`; `proposer` and `verifier` are
+        null for transformers' own decoding, else `{class, ...plain settings}`; `draft` is null
+        without a draft model, else `{parameters, layers, of_layers}`, the last null unless it is
+        the first layers of the target.
+    """
+    shared = draft is not None and arm["draft"]["kind"] == "first_layers"
+    return {
+        "library": arm.get("library"),
+        "drafted": arm.get("drafted"),
+        "lossless": lossless,
+        "proposer": _settings(arm.get("proposer")),
+        "verifier": _settings(arm.get("verifier")),
+        "draft": draft
+        and {
+            "parameters": draft.num_parameters(),
+            "layers": draft.config.num_hidden_layers,
+            "of_layers": target.config.num_hidden_layers if shared else None,
+        },
+    }
+
+
+def _settings(part: Any) -> dict[str, Any] | None:
+    """Class and plain settings of a built proposer or verifier, or of a factory of one."""
+    if part is None:
+        return None
+    if isinstance(part, partial):
+        cls, given = part.func, part.keywords
+    else:
+        cls = type(part)
+        fields = dataclasses.fields(part) if is_dataclass(part) else ()
+        given = {field.name: getattr(part, field.name) for field in fields if field.init}
+    plain = {key: one for key, one in given.items() if isinstance(one, int | float | str)}
+    return {"class": cls.__name__, **plain, "lookup": given.get("lookup") is not None}
