@@ -49,7 +49,7 @@ class Arm:
 
     @property
     def drafter(self) -> str:
-        """What drafts, such as `first 6 of 30 layers, K = 8`."""
+        """What drafts, such as `first 6 of 30 layers, K=8`."""
         if self.about["library"] or not self.speculates:
             return ""
         draft, name = self.about["draft"], "prompt lookup"
@@ -58,14 +58,14 @@ class Arm:
             if draft["of_layers"]:
                 name = f"first {draft['layers']} of {draft['of_layers']} layers"
         inside = " with lookup inside" if self.about["proposer"]["lookup"] else ""
-        return f"{name}{inside}, K = {self.tokens}"
+        return f"{name}{inside}, K={self.tokens}"
 
     @property
     def rule(self) -> str:
-        """What is kept, such as `FLy (W = 3, gate 0.3)`."""
+        """What is kept, such as `FLy (W=3, gate 0.3)`."""
         match self.verifier:
             case {"class": "Fly", "window": window, "threshold": threshold}:
-                parts = [f"W = {window}" if window else "no window"]
+                parts = [f"W={window}" if window else "no window"]
                 unit = "" if self.verifier["measure"] == "top" else " of ln V"
                 parts += [f"gate {threshold:g}{unit}" if threshold > 0 else "no gate"]
                 parts += ["official window"] * (self.verifier["window_check"] == "official")
@@ -80,7 +80,7 @@ class Arm:
     def title(self) -> str:
         """Drafter and rule."""
         if self.about["library"]:
-            tokens = f", K = {self.tokens}" if self.tokens else ""
+            tokens = f", K={self.tokens}" if self.tokens else ""
             return f"transformers: {_LIBRARY[self.about['library']]}{tokens}"
         if not self.speculates:
             return "Plain decoding"

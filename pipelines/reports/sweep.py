@@ -71,7 +71,7 @@ def knob_table(data: SweepRows, arm: str) -> Table:
     named += [("FLy as above", row) for row in data.fly(arm)]
     strong = frozenset([len(named) - 1]) if data.fly(arm) else frozenset()
     named += [
-        (f"W = {row['window']}", row) for row in data.fly(arm, "window") if not _same(row, centre)
+        (f"W={row['window']}", row) for row in data.fly(arm, "window") if not _same(row, centre)
     ]
     named += [
         (f"gate {row['threshold']:g} nats" if row["threshold"] else "no gate", row)
@@ -89,7 +89,7 @@ def knob_table(data: SweepRows, arm: str) -> Table:
         if not _same(row, centre)
     ]
     named += [
-        (f"K = {row['tokens']}", row) for row in data.fly(arm, "tokens") if not _same(row, centre)
+        (f"K={row['tokens']}", row) for row in data.fly(arm, "tokens") if not _same(row, centre)
     ]
     named += [
         (f"margin {row['margin']:g} nats", row) for row in data.find(arm, "margin", tokens=tokens)
@@ -119,7 +119,7 @@ def knob_table(data: SweepRows, arm: str) -> Table:
             ]
             for name, row in named
         ],
-        note=f"K = {tokens}, W = {centre['window']}, gate {centre['threshold']:g} nats, "
+        note=f"K={tokens}, W={centre['window']}, gate {centre['threshold']:g} nats, "
         f"{centre['window_check']} window unless the row says otherwise. Kept: of the mismatches "
         "up to the first rejected one of a round. Regret: mean ln p(target's choice) - ln p(kept). "
         "95 % bootstrap intervals over prompts.",
@@ -137,7 +137,7 @@ def draw_tradeoff(data: SweepRows, folder: Path) -> Figure:
     ) as panels:
         for axes, (arm, about) in zip(panels[0], data.arms.items(), strict=True):
             curves = {
-                f"FLy, W = {window}": [
+                f"FLy, W={window}": [
                     row for row in data.fly(arm, "window", "threshold") if row["window"] == window
                 ]
                 for window in windows
@@ -146,12 +146,11 @@ def draw_tradeoff(data: SweepRows, folder: Path) -> Figure:
             curves["typical"] = data.find(arm, "typical", tokens=tokens)
             for place, (name, rows) in enumerate(curves.items()):
                 points = sorted((_given_up(row), row["tau_over_exact"]["value"]) for row in rows)
-                other = not name.startswith("FLy")
                 axes.plot(
                     [x for x, _ in points],
                     [y for _, y in points],
-                    "s--" if other else "o-",
-                    color="#1c2430" if name == "margin" else COLOURS[place % len(COLOURS)],
+                    {"margin": "s--", "typical": "^:"}.get(name, "o-"),
+                    color=COLOURS[place % len(COLOURS)] if name.startswith("FLy") else "#1c2430",
                     markersize=4,
                     linewidth=1.3,
                     label=name,
@@ -167,7 +166,7 @@ def draw_tradeoff(data: SweepRows, folder: Path) -> Figure:
     write_csv(folder, "sweep", table)
     return Figure(
         "sweep",
-        f"Offline, K = {tokens}: tokens per pass over exact verification against the summed regret "
+        f"Offline, K={tokens}: tokens per pass over exact verification against the summed regret "
         "of what was kept; along a curve of FLy the gate opens. Higher at equal regret is better.",
     )
 

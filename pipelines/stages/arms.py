@@ -1,4 +1,4 @@
-"""What stages with several decoding arms share: their draft models, and what an arm is called."""
+"""What the arms of a stage are, as plain data for its reports."""
 
 from __future__ import annotations
 
@@ -7,37 +7,8 @@ from dataclasses import is_dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from effllm.modules.errors import ConfigError
-
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-def pick_draft(
-    wanted: dict[str, Any] | None, model: PreTrainedModel, drafts: list[PreTrainedModel]
-) -> PreTrainedModel | None:
-    """The draft model that an arm names, or None if it names none.
-
-    Args:
-        wanted: `{kind: first_layers, layers}`, or `{kind: input, index}` into `drafts`.
-        model: the target.
-        drafts: the input `drafts`.
-
-    Raises:
-        ConfigError: for another kind, or an index that is not there.
-    """
-    if wanted is None:
-        return None
-    if wanted["kind"] == "first_layers":
-        from effllm.modules.decoding.early_exit import first_layers
-
-        return first_layers(model, int(wanted["layers"]))
-    if wanted["kind"] != "input" or not 0 <= int(wanted["index"]) < len(drafts):
-        raise ConfigError(
-            f"an arm's draft is {wanted}: expected {{kind: first_layers, layers}}, or {{kind: "
-            f"input, index}} with an index below {len(drafts)}, the number of inputs in `drafts`"
-        )
-    return drafts[int(wanted["index"])]
 
 
 def describe_arm(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from effllm.modules.errors import ConfigError
 from effllm.pipelines.artifacts import Checkpoint, Predictions, Prompts, write_json, write_rows
 from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
-from effllm.pipelines.stages.arms import describe_arm, pick_draft
+from effllm.pipelines.stages.arms import describe_arm
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from effllm.pipelines.artifacts import Blocks, Checkpoint, Prompts, write_json, write_rows
 from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
-from effllm.pipelines.stages.arms import describe_arm, pick_draft
+from effllm.pipelines.stages.arms import describe_arm
 
 _ROWS = "rows.jsonl"
 
@@ -37,13 +37,13 @@ class RecordBlocks(Stage):
         """`blocks.jsonl`: `{arm, id, block}` per position; `arms.json`: what each arm is."""
         from effllm.modules.decoding.packed import pack_linears
         from effllm.modules.decoding.recording import Recorder
-        from effllm.pipelines.generate import encode_prompt, join_session
+        from effllm.pipelines.generate import encode_prompt, join_session, pick_draft
 
         checkpoint = ctx.input("model", Checkpoint)
         model = checkpoint.load_model(self.dtype, ctx.device)
         tokenizer = checkpoint.load_tokenizer()
         drafts = [
-            one.load_model(self.dtype, ctx.device) for one in ctx.input_list("drafts", Checkpoint)
+            one.load_draft(self.dtype, ctx.device) for one in ctx.input_list("drafts", Checkpoint)
         ]
         if self.packed:
             for one in (model, *drafts):
@@ -68,7 +68,8 @@ class RecordBlocks(Stage):
                 if (name, prompt.id) in done:
                     continue
                 session.verifier = recorder = Recorder(protected=protected, ends=session.ends)
-                session.generate(encoded, self.max_new_tokens)
+                if session.generate(encoded, self.max_new_tokens).stop == "interrupted":
+                    raise KeyboardInterrupt
                 rows += [
                     {"arm": name, "id": prompt.id, "block": asdict(block)}
                     for block in recorder.blocks

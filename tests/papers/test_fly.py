@@ -22,7 +22,7 @@ def bench_rows(outputs):
 
 def test_every_arm_decodes_every_prompt(bench_rows):
     arms = {row["set"] for row in bench_rows}
-    assert {"plain", "generate", "generate_lookup", "lookup", "lookup_fly"} <= arms
+    assert {"plain", "generate", "generate_lookup", "lookup", "lookup_fly", "early_exit"} <= arms
     prompts = {row["id"] for row in bench_rows}
     assert {prompt.split("-")[0] for prompt in prompts} == {
         "continue",
@@ -36,7 +36,7 @@ def test_every_arm_decodes_every_prompt(bench_rows):
 def test_exact_arms_give_the_text_of_generate(bench_rows):
     texts = {(row["set"], row["id"]): row["output"] for row in bench_rows}
     for (arm, prompt), output in texts.items():
-        if arm in ("plain", "generate_lookup", "lookup"):
+        if arm in ("plain", "generate_lookup", "lookup", "early_exit"):
             assert output == texts["generate", prompt]
 
 
@@ -46,7 +46,9 @@ def test_accounts_of_our_arms_add_up(bench_rows):
             assert row["emitted"] == row["tokens"] - 1
             assert row["accepted"] == sum(row["accepted_counts"])
             assert row["loosened"] == sum(event["loosened"] for event in row["events"])
-            if row["set"] in ("plain", "lookup"):
+            parts = sum(row[f"{part}_seconds"] for part in ("draft", "verify", "host"))
+            assert parts <= row["decode_seconds"] <= row["seconds"]
+            if row["set"] in ("plain", "lookup", "early_exit"):
                 assert row["loosened"] == 0 and row["first_difference"] is None
 
 
@@ -54,12 +56,67 @@ def test_the_report_marks_what_is_lossy_and_what_is_the_papers(outputs):
     folder = outputs / "reports" / "fly-smoke"
     page = (folder / "index.html").read_text()
     assert "not comparable" in page and "<script" not in page
+    assert "First 1 of 2 layers, K=8: FLy (W=3, gate 0.3)" in page
+    assert "approximation across blocks" in " ".join(page.split())
+    for name in ("acceptance", "sweep"):
+        assert (folder / "figures" / f"{name}.csv").is_file()
     rows = json.loads((folder / "results.json").read_text())
     lossless = {row["method"]: row["lossless"] for row in rows}
     assert lossless["lookup"] and not lossless["lookup_fly"]
     for row in rows:
         for key, (low, high) in row["intervals"].items():
             assert low <= row["metrics"][key] <= high
+
+
+def test_the_sweep_gives_the_tau_of_the_benchmark(outputs, bench_rows):
+    """Exact verification at the benchmark's K, walked over blocks recorded with a longer one."""
+    file = next((outputs / "artifacts" / "sweep_blocks").glob("*/sweep.jsonl"))
+    swept = [json.loads(line) for line in file.read_text().splitlines()]
+    for arm, tokens in (("lookup", 8), ("draft", 4)):
+        mine = [row for row in bench_rows if row["set"] == arm]
+        tau = sum(row["emitted"] for row in mine) / sum(row["rounds"] for row in mine)
+        (row,) = [r for r in swept if (r["arm"], r["rule"], r["tokens"]) == (arm, "exact", tokens)]
+        assert row["tau"]["value"] == pytest.approx(tau)
+        lossy = [r for r in swept if r["arm"] == arm and r["loosened"]]
+        assert lossy and all(r["tau_over_exact"]["high"] >= 1 for r in lossy)
+
+
+def test_an_interrupted_recording_goes_on_at_the_next_prompt(outputs, tmp_path, monkeypatch):
+    import shutil
+
+    from effllm.modules.decoding.session import Session
+
+    shutil.copytree(outputs / "artifacts", tmp_path / "artifacts")
+    (kept,) = (tmp_path / "artifacts" / "record_blocks").glob("*/blocks.jsonl")
+    whole = kept.read_text()
+    shutil.rmtree(tmp_path / "artifacts" / "record_blocks")
+    arguments = ["run", "paper=fly", "scale=smoke", "logger=none", f"paths.outputs={tmp_path}"]
+    generate, calls = Session.generate, []
+
+    def stop(session, *others):
+        calls.append(session)
+        if len(calls) == 6:  # the second arm of the third prompt
+            raise KeyboardInterrupt
+        return generate(session, *others)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "generate", stop)
+        assert main([*arguments, "execute.until=blocks"]) == 130
+    calls.clear()
+    monkeypatch.setattr(
+        Session, "generate", lambda one, *others: calls.append(one) or generate(one, *others)
+    )
+    assert main([*arguments, "execute.until=blocks"]) == 0
+    assert len(calls) == 2 * 6  # eight prompts, two were kept
+    (again,) = (tmp_path / "artifacts" / "record_blocks").glob("*/blocks.jsonl")
+    assert again.read_text() == whole
+
+
+def test_a_sweep_beyond_what_was_recorded_is_refused(outputs, capsys):
+    arguments = ["run", "paper=fly", "scale=smoke", "logger=none", f"paths.outputs={outputs}"]
+    wanted = ["pipeline.sweep.tokens=[4,16]", "execute.until=sweep"]
+    assert main([*arguments, *wanted]) == 1
+    assert "recorded with K = 12" in capsys.readouterr().err
 
 
 def test_an_interrupted_benchmark_goes_on_at_the_next_prompt(outputs, tmp_path, monkeypatch):
@@ -121,7 +178,9 @@ def test_an_interruption_while_decoding_is_not_recorded_as_an_output(
         ["decoder=lookup"],
         ["decoder=fly"],
         ["decoder=margin"],
+        ["decoder=typical"],
         ["decoder=draft", "draft=first_layers", "draft.layers=1"],
+        ["decoder=draft_fly", "draft=first_layers", "draft.layers=1"],
     ],
     ids=lambda one: one[0],
 )
@@ -130,7 +189,8 @@ def test_generate_streams_text_and_sums_up(overrides, tmp_path, capsys):
     assert main(["generate", "hello, 'you'", *common, *overrides]) == 0
     shown = capsys.readouterr()
     assert shown.out.strip("\n") and "tokens per pass" in shown.err
-    assert ("not lossless" in shown.err) == (overrides[0] in ("decoder=fly", "decoder=margin"))
+    lossless = overrides[0] in ("decoder=plain", "decoder=lookup", "decoder=draft")
+    assert ("not lossless" in shown.err) != lossless
 
 
 def test_generate_says_what_is_missing(tmp_path, capsys):

@@ -1,0 +1,241 @@
+"""Names, verdicts and the view of loosened tokens in the FLy report, on rows made by hand."""
+
+import numpy as np
+import pytest
+
+from effllm.modules.decoding.proposers.base import Nothing
+from effllm.modules.decoding.proposers.lookup import PromptLookup
+from effllm.modules.decoding.verifiers.exact import Exact
+from effllm.modules.decoding.verifiers.fly import Fly
+from effllm.modules.decoding.verifiers.margin import Margin
+from effllm.modules.decoding.verifiers.typical import Typical
+from effllm.pipelines.generate import pick_draft
+from effllm.pipelines.reports.arms import Arm
+from effllm.pipelines.reports.decoding import Bench, loosened_places, text_table
+from effllm.pipelines.reports.fly import verdicts
+from effllm.pipelines.reports.loosened import class_table, loosened_in_context, pieces_of
+from effllm.pipelines.reports.page import Mark, Page, Passages, Table, split_interval
+from effllm.pipelines.reports.sweep import SweepRows, knob_table
+from effllm.pipelines.stages.arms import describe_arm
+
+
+def described(proposer, verifier, **options):
+    arm = {"proposer": proposer, "verifier": verifier, **options}
+    return describe_arm(arm, None, None, lossless=verifier.lossless)
+
+
+LOOKUP = PromptLookup(tokens=8)
+ARMS = {
+    "plain": described(Nothing(), Exact()),
+    "exact": described(LOOKUP, Exact()),
+    "fly": described(LOOKUP, Fly(window=3)),
+    "no_window": described(LOOKUP, Fly(window=0)),
+}
+
+
+@pytest.mark.parametrize(
+    ("about", "title"),
+    [
+        (ARMS["plain"], "Plain decoding"),
+        (ARMS["exact"], "Prompt lookup, K=8: exact"),
+        (ARMS["fly"], "Prompt lookup, K=8: FLy (W=3, gate 0.3)"),
+        (ARMS["no_window"], "Prompt lookup, K=8: FLy (no window, gate 0.3)"),
+        (
+            described(LOOKUP, Fly(threshold=0.0, window_check="official")),
+            "Prompt lookup, K=8: FLy (W=6, no gate, official window)",
+        ),
+        (described(LOOKUP, Margin()), "Prompt lookup, K=8: margin 0.3 nats"),
+        (described(LOOKUP, Typical()), "Prompt lookup, K=8: typical (0.09, 0.3)"),
+        (
+            {**ARMS["plain"], "library": "lookup", "drafted": 8, "proposer": None},
+            "transformers: prompt lookup, K=8",
+        ),
+    ],
+)
+def test_arms_are_named_by_what_they_are(about, title):
+    assert Arm("key", about).title == title
+
+
+def test_a_draft_model_is_named_by_its_size_or_its_place_in_the_target(tiny_llama):
+    from functools import partial
+
+    from effllm.modules.decoding.proposers.draft import DraftModel, InnerLookup
+
+    factory = partial(DraftModel, tokens=6, lookup=InnerLookup())
+    arm = {"proposer": factory, "verifier": Exact(), "draft": {"kind": "first_layers", "layers": 1}}
+    draft = pick_draft(arm["draft"], tiny_llama, [])
+    about = describe_arm(arm, tiny_llama, draft, lossless=True)
+    name = "First 1 of 2 layers with lookup inside, K=6: exact"
+    assert Arm("a", about).title == name and Arm("a", about).speculates
+    arm["draft"] = {"kind": "input", "index": 0}
+    picked = pick_draft(arm["draft"], tiny_llama, [tiny_llama])
+    about = describe_arm(arm, tiny_llama, picked, lossless=True)
+    millions = f"{tiny_llama.num_parameters() / 1e6:.3g}"
+    assert Arm("a", about).title.startswith(f"Draft model of {millions}M with lookup")
+
+
+def row(arm, number, *, rounds=50, nll=1.0, seconds=2.0, correct=None, **more):
+    return {
+        "set": arm,
+        "id": f"p{number}",
+        "group": "continue",
+        "prompt_tokens": 10,
+        "tokens": 100,
+        "emitted": 99,
+        "rounds": rounds,
+        "nll": nll,
+        "seconds": seconds,
+        "correct": correct,
+        "first_difference": None,
+        "events": [],
+        **more,
+    }
+
+
+def outcomes(prompts=40, **arms):
+    """Verdicts of a benchmark whose arms differ by the given values, with a little noise."""
+    random = np.random.default_rng(0)
+    rows = []
+    for name in ARMS:
+        for number in range(prompts):
+            values = dict(arms.get(name, {}))
+            values["nll"] = values.get("nll", 1.0) + float(random.normal(0, 0.01))
+            values["seconds"] = values.get("seconds", 2.0) * float(random.uniform(0.95, 1.05))
+            rows.append(row(name, number, **values))
+    return {one.claim: one.outcome for one in verdicts(Bench.of(rows, ARMS, 1000))}
+
+
+def the(found, words):
+    (outcome,) = {outcome for claim, outcome in found.items() if words in claim}
+    return outcome
+
+
+def test_verdicts_follow_the_paired_differences():
+    found = outcomes(
+        exact={"seconds": 1.5},
+        fly={"rounds": 30, "seconds": 1.8, "nll": 1.02},
+        no_window={"rounds": 20, "nll": 1.4},
+    )
+    assert the(found, "beats plain") == "reproduced"
+    assert the(found, "more tokens per pass") == "reproduced"
+    assert the(found, "faster than exact") == "not reproduced"
+    assert the(found, "keeps the target's quality") == "supported"
+    assert the(found, "Without the window") == "reproduced"
+    found = outcomes(fly={"nll": 1.3}, no_window={"rounds": 80})
+    assert the(found, "keeps the target's quality") == "not supported"
+    assert the(found, "Without the window") == "not reproduced"
+    assert the(found, "more tokens per pass") == "inconclusive"
+    assert not any("answers" in claim for claim in found)  # no prompt has one
+
+
+@pytest.mark.parametrize(
+    ("prompts", "fly", "outcome"),
+    [(40, 1, "inconclusive"), (300, 1, "reproduced"), (40, 0, "not reproduced")],
+)
+def test_keeping_all_answers_needs_enough_prompts_to_be_shown(prompts, fly, outcome):
+    arms = {name: {"correct": 1} for name in ARMS} | {"fly": {"correct": fly}}
+    assert the(outcomes(prompts, **arms), "right answers") == outcome
+
+
+def test_pieces_join_to_the_text_and_keep_characters_whole(tokenizer):
+    text = "a é\n<b> 終わり"
+    tokens = tokenizer(text)["input_ids"]
+    pieces = pieces_of(tokenizer, tokens)
+    assert "".join(pieces) == text and len(pieces) == len(tokens) > len(text)
+    assert "é" in pieces and not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces)
+    assert pieces_of(tokenizer, tokens[:-1])[-1].endswith("\N{REPLACEMENT CHARACTER}")
+
+
+@pytest.fixture
+def loosened_bench(tokenizer):
+    plain, fly = (tokenizer(text)["input_ids"] for text in ("go <by> car now", "go <by> bus 7ow"))
+    event = {
+        "prefix": 12,
+        "drafted_probability": 0.2,
+        "chosen_probability": 0.4,
+        "gate": 0.7,
+        "loosened": True,
+    }
+    events = [
+        {**event, "position": 6, "drafted": fly[8], "chosen": plain[8]},
+        {**event, "position": 10, "drafted": fly[12], "chosen": plain[12]},
+        {**event, "position": 11, "drafted": fly[13], "chosen": plain[12], "loosened": False},
+    ]
+    shared = {"nll": 1.0, "distinct": 1.0, "longest_repeat": 0}
+    rows = [
+        row("plain", 0, **shared) | {"output": plain, "tokens": len(plain)},
+        row("fly", 0, **shared, first_difference=8, events=events)
+        | {"output": fly, "tokens": len(fly)},
+    ]
+    return Bench.of(rows, {name: ARMS[name] for name in ("plain", "fly")}, 100)
+
+
+def test_loosened_tokens_stand_in_their_text(loosened_bench, tokenizer, tmp_path):
+    text, passages, facts = loosened_in_context(loosened_bench, tokenizer, {"p0": "Where to?"})
+    assert "FLy (W=3" in text.body
+    assert isinstance(passages, Passages) and passages.title == "p0: … Where to?"
+    kept = passages.texts["FLy"]
+    assert [(one.text, one.label) for one in kept if isinstance(one, Mark)] == [
+        ("b", "1"),
+        ("7", "2"),
+    ]
+    assert passages.texts["Plain decoding"] == ["go <by> ", Mark("car now")]
+    assert isinstance(facts, Table)
+    assert list(facts.rows[0]) == ["1  b", "c", "0.200", "0.400", "0.70", "us␣"]
+    page = Page("t", "s")
+    page.add(passages, facts)
+    page.write(tmp_path)
+    html = (tmp_path / "index.html").read_text()
+    assert "&lt;by&gt;" in html and "<mark title=" in html and "<sup>2</sup>" in html
+    assert "<by>" not in html and "<u" in html and "<script" not in html
+    assert "    go <by> ⟦b⟧1us ⟦7⟧2ow" in (tmp_path / "report.md").read_text()
+
+
+def test_loosened_tokens_are_counted_by_class_and_place(loosened_bench, tokenizer):
+    (cells,) = class_table(loosened_bench, tokenizer).rows
+    assert list(cells[1:]) == ["1 of 2 (50 %)", "1 of 1 (100 %)", "", ""]
+    assert loosened_places(loosened_bench.arms["fly"][0]) == [8, 12]
+    rows = text_table(loosened_bench).rows
+    assert [list(one[-2:]) for one in rows] == [["1/1", "1/1"], ["0/1", "1/1"]]
+    loosened_bench.arms["fly"][0]["first_difference"] = 3  # before anything was loosened
+    assert list(text_table(loosened_bench).rows[1][-2:]) == ["0/1", "0/1"]
+
+
+def test_intervals_are_split_off_and_other_cells_are_not():
+    assert split_interval("+1.92 [-1.80, 2.05]") == ("+1.92", "[-1.80, 2.05]")
+    for cell in ("", "a [b]", "3 of 4 (75 %)", "text 1 [2, 3]"):
+        assert split_interval(cell) == (cell, "")
+
+
+def test_the_sweep_turns_one_knob_at_a_time():
+    def swept(rule, **settings):
+        value = {"value": 1.0, "low": 1.0, "high": 1.0}
+        keys = ("tau", "tau_over_exact", "loosened_share", "loosened_tokens")
+        return {"arm": "exact", "rule": rule, **settings, **dict.fromkeys(keys, value)} | {
+            "regret": None,
+            "loosened": 0,
+        }
+
+    rows = [swept("exact", tokens=tokens) for tokens in (4, 8)]
+    rows += [
+        swept("fly", tokens=k, window=w, threshold=t, measure=m, window_check=c)
+        for k in (4, 8)
+        for w in (0, 3)
+        for m, t in (("top", 0.0), ("top", 0.3), ("normalized", 0.1))
+        for c in ("full", "official")
+    ]
+    rows += [swept("margin", tokens=tokens, margin=0.3) for tokens in (4, 8)]
+    centre = {"tokens": 8, "window": 3, "threshold": 0.3, "measure": "top", "window_check": "full"}
+    data = SweepRows(rows, {"exact": Arm("exact", ARMS["exact"])}, centre)
+    table = knob_table(data, "exact")
+    assert [one[0] for one in table.rows] == [
+        "exact",
+        "FLy as above",
+        "W=0",
+        "no gate",
+        "gate 0.1 of ln V",
+        "official window",
+        "K=4",
+        "margin 0.3 nats",
+    ]
+    assert table.columns[0] == "Prompt lookup" and table.strong == {1}
