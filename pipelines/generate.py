@@ -111,19 +111,6 @@ def load_draft(
     return _checkpoint(store, manifest["stage"], manifest["digest"]).load_draft(dtype, device)
 
 
-def pick_draft(
-    wanted: dict[str, Any] | None, target: PreTrainedModel, drafts: Sequence[PreTrainedModel]
-) -> PreTrainedModel | None:
-    """The draft model of a stage's arm: `{kind: first_layers, layers}`, `{kind: input, index}`."""
-    if wanted is None:
-        return None
-    if wanted["kind"] == "first_layers":
-        from effllm.modules.decoding.early_exit import first_layers
-
-        return first_layers(target, int(wanted["layers"]))
-    return drafts[int(wanted["index"])]
-
-
 def _checkpoint(store: Store, stage: str, digest: str) -> Checkpoint:
     artifact = store.open(stage, digest, Checkpoint)
     if not isinstance(artifact, Checkpoint) or not (artifact.path / "config.json").is_file():

@@ -8,13 +8,14 @@ latest folders, no environment variables, no network beyond declared sources.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from effllm.modules.errors import ArtifactError
-from effllm.pipelines.artifacts import Artifact, link_or_copy
+from effllm.pipelines.artifacts import Artifact, link_or_copy, write_rows
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +25,7 @@ AnyArtifact = TypeVar("AnyArtifact", bound=Artifact)
 
 # Folders inside the work folder that hold progress, not payload; removed before publishing.
 PROGRESS_FOLDER = "progress"
+ROWS_FILE = "rows.jsonl"
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,20 @@ class StageContext:
         partial = final.with_suffix(".partial")
         save_file({key: value.contiguous() for key, value in tensors.items()}, partial)
         partial.replace(final)
+
+    def save_rows(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Store finished rows, atomically: after a kill they are all there or as they were."""
+        final = self.progress_dir / ROWS_FILE
+        partial = final.with_suffix(".partial")
+        write_rows(partial, rows)
+        partial.replace(final)
+
+    def load_rows(self) -> list[dict[str, Any]]:
+        """Rows stored before an interruption; empty at the first attempt."""
+        file = self.progress_dir / ROWS_FILE
+        if not file.is_file():
+            return []
+        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
     def keep_progress(self, name: str, filename: str) -> None:
         """Make a stored progress file part of the result, without moving it away."""

@@ -1,14 +1,81 @@
-"""What the arms of a stage are, as plain data for its reports."""
+"""The arms of a decoding stage: their models, their sessions, and what they are for reports.
+
+An arm is `{proposer, verifier}`, a mapping with built parts. One with a draft model names it:
+`draft: {kind: first_layers, layers}`, or `{kind: input, index}` into the stage's `drafts`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import is_dataclass
+from dataclasses import dataclass, is_dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from effllm.pipelines.artifacts import Checkpoint
+from effllm.pipelines.stage import StageContext
+
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from effllm.modules.decoding.session import Session
+    from effllm.modules.decoding.verifiers.chain import Verifier
+
+
+@dataclass(frozen=True)
+class DecodingModels:
+    """What the inputs `model` and `drafts` of a stage hold, ready to decode.
+
+    Attributes:
+        checkpoint: of the target.
+        target: the model whose text is wanted.
+        tokenizer: its tokenizer.
+        drafts: draft models, in the order of the stage's input.
+        packed: linear layers whose weights were packed.
+    """
+
+    checkpoint: Checkpoint
+    target: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    drafts: list[PreTrainedModel]
+    packed: int
+
+    @classmethod
+    def load(cls, ctx: StageContext, dtype: str, *, packed: bool) -> DecodingModels:
+        """Read the inputs; `packed` packs their weights for the CPU."""
+        from effllm.modules.decoding.packed import pack_linears
+
+        checkpoint = ctx.input("model", Checkpoint)
+        target = checkpoint.load_model(dtype, ctx.device)
+        drafts = [one.load_draft(dtype, ctx.device) for one in ctx.input_list("drafts", Checkpoint)]
+        layers = sum(pack_linears(one) for one in (target, *drafts)) if packed else 0
+        return cls(checkpoint, target, checkpoint.load_tokenizer(), drafts, layers)
+
+    def draft(self, arm: dict[str, Any]) -> PreTrainedModel | None:
+        """The draft model that an arm names, or None."""
+        wanted = arm.get("draft")
+        if wanted is None:
+            return None
+        if wanted["kind"] == "first_layers":
+            from effllm.modules.decoding.early_exit import first_layers
+
+            return first_layers(self.target, int(wanted["layers"]))
+        return self.drafts[int(wanted["index"])]
+
+    def session(
+        self, arm: dict[str, Any], *, verifier: Verifier | None = None, text: bool = False
+    ) -> Session:
+        """A session of an arm's parts, with its own verifier unless another is given."""
+        from effllm.pipelines.generate import join_session
+
+        judge = verifier or arm["verifier"]
+        draft = self.draft(arm)
+        return join_session(arm["proposer"], judge, self.target, self.tokenizer, draft, text=text)
+
+    def encode(self, text: str, *, chat: bool) -> list[int]:
+        """Token ids of a prompt."""
+        from effllm.pipelines.generate import encode_prompt
+
+        return encode_prompt(self.tokenizer, text, chat=chat)
 
 
 def describe_arm(

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from effllm.modules.errors import ConfigError
 from effllm.pipelines.artifacts import Checkpoint, Predictions, Prompts, write_json, write_rows
 from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
-from effllm.pipelines.stages.arms import describe_arm
+from effllm.pipelines.stages.arms import DecodingModels, describe_arm
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from effllm.modules.decoding.session import Session
-
-_ROWS = "rows.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +20,7 @@ class DecodeBench(Stage):
     """All arms on all prompts, in an order that turns with every prompt.
 
     An arm is `{library: plain | lookup | assisted, drafted}` for transformers' own decoding, or
-    `{proposer, verifier}` for ours. Arms with a draft model name it: `draft: {kind: first_layers,
-    layers}` or `{kind: input, index}`, an index into the input `drafts`.
+    `{proposer, verifier}` for ours; see `stages.arms` for arms with a draft model.
 
     Args:
         arms: name -> arm; `plain` is what speeds are compared with.
@@ -51,38 +46,17 @@ class DecodeBench(Stage):
 
     def run(self, ctx: StageContext) -> Metrics:
         """`predictions.jsonl`: one row per prompt and arm; `arms.json`: what each arm is."""
-        from effllm.modules.decoding.packed import pack_linears
-        from effllm.pipelines.generate import encode_prompt, end_tokens
-
-        checkpoint = ctx.input("model", Checkpoint)
-        model, tokenizer = (
-            checkpoint.load_model(self.dtype, ctx.device),
-            checkpoint.load_tokenizer(),
-        )
-        stock = checkpoint.load_model(self.dtype, ctx.device)  # transformers' arms run it as it is
-        drafts = [
-            one.load_draft(self.dtype, ctx.device) for one in ctx.input_list("drafts", Checkpoint)
-        ]
-        packed = sum(pack_linears(one) for one in (model, *drafts)) if self.packed else 0
-        ends = end_tokens(model, tokenizer)
+        models = DecodingModels.load(ctx, self.dtype, packed=self.packed)
+        checkpoint, tokenizer = models.checkpoint, models.tokenizer
+        # transformers' own decoding runs the model as it is, with weights that are not packed.
+        stock = dataclasses.replace(models, target=checkpoint.load_model(self.dtype, ctx.device))
         arms = {
-            name: _Arm(
-                arm,
-                stock if "library" in arm else model,
-                tokenizer,
-                drafts,
-                ends,
-                self.max_new_tokens,
-                self.seed,
-            )
+            name: _Arm(arm, stock if "library" in arm else models, self.max_new_tokens, self.seed)
             for name, arm in self.arms.items()
         }
         prompts = ctx.input("prompts", Prompts).prompts()
-        encoded = [encode_prompt(tokenizer, one.text, chat=one.chat) for one in prompts]
-        stored = ctx.progress_dir / _ROWS
-        rows: list[dict[str, Any]] = []
-        if stored.is_file():
-            rows = [json.loads(line) for line in stored.read_text().splitlines()]
+        encoded = [models.encode(one.text, chat=one.chat) for one in prompts]
+        rows = ctx.load_rows()
         done = len({row["id"] for row in rows})
         for arm in arms.values():
             arm.decode(encoded[0], budget=8)  # warm-up, not recorded
@@ -92,11 +66,9 @@ class DecodeBench(Stage):
             found = {}
             for name in [*names[turn:], *names[:turn]]:
                 found[name] = arms[name].decode(encoded[number])
-            fresh = _describe(found, prompts[number], encoded[number], model, tokenizer)
+            fresh = _describe(found, prompts[number], encoded[number], models.target, tokenizer)
             rows += fresh
-            partial = stored.with_suffix(".partial")
-            write_rows(partial, rows)
-            partial.replace(stored)
+            ctx.save_rows(rows)
             ctx.progress(number + 1, len(prompts), "prompt")
         write_rows(ctx.workdir / "predictions.jsonl", rows)
         write_json(
@@ -111,36 +83,25 @@ class DecodeBench(Stage):
             speeds[f"{name}/tokens_per_second"] = sum(row["tokens"] for row in mine) / sum(
                 row["seconds"] for row in mine
             )
-        return {**speeds, "prompts": len(prompts), "packed_layers": packed}
+        return {**speeds, "prompts": len(prompts), "packed_layers": models.packed}
 
 
 class _Arm:
     """One way to decode."""
 
     def __init__(
-        self,
-        arm: dict[str, Any],
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        drafts: list[PreTrainedModel],
-        ends: frozenset[int],
-        max_new_tokens: int,
-        seed: int,
+        self, arm: dict[str, Any], models: DecodingModels, max_new_tokens: int, seed: int
     ) -> None:
-        from effllm.pipelines.generate import join_session, pick_draft
+        from effllm.pipelines.generate import end_tokens
 
-        self.model, self.ends = model, ends
+        self.model, self.ends = models.target, end_tokens(models.target, models.tokenizer)
         self.max_new_tokens, self.seed = max_new_tokens, seed
         self.library: Any = arm.get("library")
         self.drafted = int(arm.get("drafted", 8))
-        self.draft = pick_draft(arm.get("draft"), model, drafts)
-        self.session: Session | None = None
-        if self.library is None:
-            self.session = join_session(
-                arm["proposer"], arm["verifier"], model, tokenizer, self.draft, text=False
-            )
+        self.draft = models.draft(arm)
+        self.session = models.session(arm) if self.library is None else None
         lossless = self.session is None or self.session.verifier.lossless
-        self.described = describe_arm(arm, model, self.draft, lossless=lossless)
+        self.described = describe_arm(arm, models.target, self.draft, lossless=lossless)
 
     def decode(self, prompt: list[int], budget: int | None = None) -> dict[str, Any]:
         """Tokens, seconds, and, for our own arms, what the rounds did."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from effllm.pipelines.artifacts import Calibration, Checkpoint, Prompts, write_json
 from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
+from effllm.pipelines.stages.arms import DecodingModels
 
 if TYPE_CHECKING:
     from effllm.modules.decoding.records import RoundRecord
@@ -42,28 +43,17 @@ class DecodeCalibrate(Stage):
     def run(self, ctx: StageContext) -> Metrics:
         """`calibration.json`."""
         from effllm.modules.decoding.costs import bytes_per_pass, read_bandwidth
-        from effllm.modules.decoding.packed import pack_linears
         from effllm.modules.decoding.runner import ModelRunner
-        from effllm.pipelines.generate import encode_prompt, join_session, pick_draft
 
-        checkpoint = ctx.input("model", Checkpoint)
-        model = checkpoint.load_model(self.dtype, ctx.device)
-        tokenizer = checkpoint.load_tokenizer()
-        drafts = [
-            one.load_draft(self.dtype, ctx.device) for one in ctx.input_list("drafts", Checkpoint)
-        ]
-        packed = sum(pack_linears(one) for one in (model, *drafts)) if self.packed else 0
+        models = DecodingModels.load(ctx, self.dtype, packed=self.packed)
         prompts = [
-            encode_prompt(tokenizer, one.text, chat=one.chat)
+            models.encode(one.text, chat=one.chat)
             for one in ctx.input("prompts", Prompts).prompts()
         ]
         rounds: dict[str, list[RoundRecord]] = {}
         passes = {}
         for number, (name, arm) in enumerate(self.arms.items()):
-            draft = pick_draft(arm.get("draft"), model, drafts)
-            session = join_session(
-                arm["proposer"], arm["verifier"], model, tokenizer, draft, text=False
-            )
+            draft, session = models.draft(arm), models.session(arm)
             rounds[name] = [
                 one
                 for prompt in prompts
@@ -72,7 +62,7 @@ class DecodeCalibrate(Stage):
             passes[name] = 0.0 if draft is None else self._draft_seconds(ModelRunner(draft))
             ctx.progress(number + 1, len(self.arms), "arm")
         widest = 1 + max(one.drafted for mine in rounds.values() for one in mine)
-        runner = ModelRunner(model)
+        runner = ModelRunner(models.target)
         costs = self._costs(runner, widest)
         single = costs[1]["seconds"]
         bandwidth = read_bandwidth(ctx.device)
@@ -99,7 +89,7 @@ class DecodeCalibrate(Stage):
         return {
             "seconds_per_pass": single,
             "share_of_limit": figures["share_of_limit"],
-            "packed_layers": packed,
+            "packed_layers": models.packed,
             **best,
             **speeds,
         }

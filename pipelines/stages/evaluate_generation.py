@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 from effllm.pipelines.artifacts import Checkpoint, Predictions, Tasks, write_json, write_rows
 from effllm.pipelines.provenance import package_version
 from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
+from effllm.pipelines.stages.arms import DecodingModels
 from effllm.pipelines.stages.evaluate_tasks import place_tasks
 
 
@@ -35,31 +36,16 @@ class EvaluateGeneration(Stage):
 
     def run(self, ctx: StageContext) -> Metrics:
         """One row per item and way of reading it; `answers.jsonl`: what was decoded."""
-        from effllm.modules.decoding.packed import pack_linears
         from effllm.modules.evaluation.generating import DecodingLM
         from effllm.modules.evaluation.harness import quieten_harness, run_tasks
-        from effllm.pipelines.generate import join_session, pick_draft
 
-        checkpoint, tasks = ctx.input("model", Checkpoint), ctx.input("tasks", Tasks)
-        model = checkpoint.load_model(self.dtype, ctx.device)
-        tokenizer = checkpoint.load_tokenizer()
-        drafts = [
-            one.load_draft(self.dtype, ctx.device) for one in ctx.input_list("drafts", Checkpoint)
-        ]
-        if self.packed:
-            for one in (model, *drafts):
-                pack_linears(one)
-        session = join_session(
-            self.decoder["proposer"],
-            self.decoder["verifier"],
-            model,
-            tokenizer,
-            pick_draft(self.decoder.get("draft"), model, drafts),
-        )
+        tasks = ctx.input("tasks", Tasks)
+        models = DecodingModels.load(ctx, self.dtype, packed=self.packed)
+        session = models.session(self.decoder, text=True)
         quieten_harness()
         adapter = DecodingLM(
-            pretrained=model,
-            tokenizer=tokenizer,
+            pretrained=models.target,
+            tokenizer=models.tokenizer,
             session=session,
             max_length=self.max_length,
             stored=ctx.progress_dir / "answers.jsonl",
@@ -75,6 +61,7 @@ class EvaluateGeneration(Stage):
         answers = adapter.answers
         write_rows(ctx.workdir / "predictions.jsonl", results.rows)
         write_rows(ctx.workdir / "answers.jsonl", (asdict(one) for one in answers))
+        checkpoint = models.checkpoint
         subject = {"checkpoint": checkpoint.label, "history": checkpoint.history}
         write_json(ctx.workdir / "subject.json", subject)
         write_json(
@@ -82,9 +69,8 @@ class EvaluateGeneration(Stage):
             {"lm-eval": package_version("lm-eval"), "tasks": results.versions},
         )
         rounds = sum(one.rounds for one in answers)
-        emitted = sum(
-            max(one.tokens - 1, 0) for one in answers
-        )  # the prompt's pass gives the first
+        # The prompt's own pass gives the first token of each answer.
+        emitted = sum(max(one.tokens - 1, 0) for one in answers)
         return {
             **results.metrics,
             "tokens": sum(one.tokens for one in answers),

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 from effllm.pipelines.artifacts import Blocks, Checkpoint, Prompts, write_json, write_rows
 from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
-from effllm.pipelines.stages.arms import describe_arm
-
-_ROWS = "rows.jsonl"
+from effllm.pipelines.stages.arms import DecodingModels, describe_arm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,50 +32,34 @@ class RecordBlocks(Stage):
 
     def run(self, ctx: StageContext) -> Metrics:
         """`blocks.jsonl`: `{arm, id, block}` per position; `arms.json`: what each arm is."""
-        from effllm.modules.decoding.packed import pack_linears
         from effllm.modules.decoding.recording import Recorder
-        from effllm.pipelines.generate import encode_prompt, join_session, pick_draft
 
-        checkpoint = ctx.input("model", Checkpoint)
-        model = checkpoint.load_model(self.dtype, ctx.device)
-        tokenizer = checkpoint.load_tokenizer()
-        drafts = [
-            one.load_draft(self.dtype, ctx.device) for one in ctx.input_list("drafts", Checkpoint)
-        ]
-        if self.packed:
-            for one in (model, *drafts):
-                pack_linears(one)
-        protected = frozenset(tokenizer.all_special_ids)
-        sessions, described = {}, {}
-        for name, arm in self.arms.items():
-            draft = pick_draft(arm.get("draft"), model, drafts)
-            sessions[name] = join_session(
-                arm["proposer"], Recorder(), model, tokenizer, draft, text=False
-            )
-            described[name] = describe_arm(arm, model, draft, lossless=True)
+        models = DecodingModels.load(ctx, self.dtype, packed=self.packed)
+        protected = frozenset(models.tokenizer.all_special_ids)
+        sessions = {
+            name: models.session(arm, verifier=Recorder()) for name, arm in self.arms.items()
+        }
         prompts = ctx.input("prompts", Prompts).prompts()
-        stored = ctx.progress_dir / _ROWS
-        rows: list[dict[str, Any]] = []
-        if stored.is_file():
-            rows = [json.loads(line) for line in stored.read_text().splitlines()]
+        rows = ctx.load_rows()
         done = {(row["arm"], row["id"]) for row in rows}
         for number, prompt in enumerate(prompts):
-            encoded = encode_prompt(tokenizer, prompt.text, chat=prompt.chat)
+            encoded = models.encode(prompt.text, chat=prompt.chat)
             for name, session in sessions.items():
                 if (name, prompt.id) in done:
                     continue
                 session.verifier = recorder = Recorder(protected=protected, ends=session.ends)
-                if session.generate(encoded, self.max_new_tokens).stop == "interrupted":
-                    raise KeyboardInterrupt
+                session.measure(encoded, self.max_new_tokens)
                 rows += [
                     {"arm": name, "id": prompt.id, "block": asdict(block)}
                     for block in recorder.blocks
                 ]
-            partial = stored.with_suffix(".partial")
-            write_rows(partial, rows)
-            partial.replace(stored)
+            ctx.save_rows(rows)
             ctx.progress(number + 1, len(prompts), "prompt")
         write_rows(ctx.workdir / "blocks.jsonl", rows)
+        described = {
+            name: describe_arm(arm, models.target, models.draft(arm), lossless=True)
+            for name, arm in self.arms.items()
+        }
         write_json(ctx.workdir / "arms.json", described)
         counts = {name: sum(row["arm"] == name for row in rows) for name in sessions}
         return {f"{name}/blocks": count for name, count in counts.items()}

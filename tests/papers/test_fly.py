@@ -1,10 +1,14 @@
 """FLy at smoke scale and `effllm generate`, through the command line."""
 
 import json
+import re
+import shutil
 
 import pytest
 
 from effllm.pipelines.cli import main
+
+EXACT = ("plain", "generate_lookup", "lookup", "draft", "draft_mla", "draft_long")
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +26,7 @@ def bench_rows(outputs):
 
 def test_every_arm_decodes_every_prompt(bench_rows):
     arms = {row["set"] for row in bench_rows}
-    assert {"plain", "generate", "generate_lookup", "lookup", "lookup_fly", "early_exit"} <= arms
+    assert {"plain", "generate", "generate_lookup", "lookup", "lookup_fly", "draft_fly"} <= arms
     prompts = {row["id"] for row in bench_rows}
     assert {prompt.split("-")[0] for prompt in prompts} == {
         "continue",
@@ -36,7 +40,7 @@ def test_every_arm_decodes_every_prompt(bench_rows):
 def test_exact_arms_give_the_text_of_generate(bench_rows):
     texts = {(row["set"], row["id"]): row["output"] for row in bench_rows}
     for (arm, prompt), output in texts.items():
-        if arm in ("plain", "generate_lookup", "lookup", "early_exit"):
+        if arm in EXACT:
             assert output == texts["generate", prompt]
 
 
@@ -48,7 +52,7 @@ def test_accounts_of_our_arms_add_up(bench_rows):
             assert row["loosened"] == sum(event["loosened"] for event in row["events"])
             parts = sum(row[f"{part}_seconds"] for part in ("draft", "verify", "host"))
             assert parts <= row["decode_seconds"] <= row["seconds"]
-            if row["set"] in ("plain", "lookup", "early_exit"):
+            if row["set"] in EXACT:
                 assert row["loosened"] == 0 and row["first_difference"] is None
 
 
@@ -56,7 +60,7 @@ def test_the_report_marks_what_is_lossy_and_what_is_the_papers(outputs):
     folder = outputs / "reports" / "fly-smoke"
     page = (folder / "index.html").read_text()
     assert "not comparable" in page and "<script" not in page
-    assert "First 1 of 2 layers, K=8: FLy (W=3, gate 0.3)" in page
+    assert re.search(r"Draft model of \S+M with lookup inside, K=8: FLy \(W=3, gate 0.3\)", page)
     assert "approximation across blocks" in " ".join(page.split())
     for name in ("acceptance", "sweep"):
         assert (folder / "figures" / f"{name}.csv").is_file()
@@ -68,9 +72,13 @@ def test_the_report_marks_what_is_lossy_and_what_is_the_papers(outputs):
             assert low <= row["metrics"][key] <= high
 
 
-def test_the_sweep_gives_the_tau_of_the_benchmark(outputs, bench_rows):
+def test_the_sweep_gives_the_tau_of_the_benchmark(outputs, bench_rows, tmp_path):
     """Exact verification at the benchmark's K, walked over blocks recorded with a longer one."""
-    file = next((outputs / "artifacts" / "sweep_blocks").glob("*/sweep.jsonl"))
+    shutil.copytree(outputs / "artifacts", tmp_path / "artifacts")
+    shutil.rmtree(tmp_path / "artifacts" / "sweep_blocks")  # made on held-out prompts
+    arguments = ["run", "paper=fly", "scale=smoke", "logger=none", f"paths.outputs={tmp_path}"]
+    assert main([*arguments, "pipeline.blocks.inputs.prompts=prompts", "execute.until=sweep"]) == 0
+    file = next((tmp_path / "artifacts" / "sweep_blocks").glob("*/sweep.jsonl"))
     swept = [json.loads(line) for line in file.read_text().splitlines()]
     for arm, tokens in (("lookup", 8), ("draft", 4)):
         mine = [row for row in bench_rows if row["set"] == arm]
@@ -82,8 +90,6 @@ def test_the_sweep_gives_the_tau_of_the_benchmark(outputs, bench_rows):
 
 
 def test_an_interrupted_recording_goes_on_at_the_next_prompt(outputs, tmp_path, monkeypatch):
-    import shutil
-
     from effllm.modules.decoding.session import Session
 
     shutil.copytree(outputs / "artifacts", tmp_path / "artifacts")
@@ -93,19 +99,22 @@ def test_an_interrupted_recording_goes_on_at_the_next_prompt(outputs, tmp_path, 
     arguments = ["run", "paper=fly", "scale=smoke", "logger=none", f"paths.outputs={tmp_path}"]
     generate, calls = Session.generate, []
 
-    def stop(session, *others):
+    def stop(session, *others, **more):
         calls.append(session)
         if len(calls) == 6:  # the second arm of the third prompt
             raise KeyboardInterrupt
-        return generate(session, *others)
+        return generate(session, *others, **more)
 
     with monkeypatch.context() as patch:
         patch.setattr(Session, "generate", stop)
         assert main([*arguments, "execute.until=blocks"]) == 130
     calls.clear()
-    monkeypatch.setattr(
-        Session, "generate", lambda one, *others: calls.append(one) or generate(one, *others)
-    )
+
+    def count(session, *others, **more):
+        calls.append(session)
+        return generate(session, *others, **more)
+
+    monkeypatch.setattr(Session, "generate", count)
     assert main([*arguments, "execute.until=blocks"]) == 0
     assert len(calls) == 2 * 6  # eight prompts, two were kept
     (again,) = (tmp_path / "artifacts" / "record_blocks").glob("*/blocks.jsonl")
@@ -120,8 +129,6 @@ def test_a_sweep_beyond_what_was_recorded_is_refused(outputs, capsys):
 
 
 def test_an_interrupted_benchmark_goes_on_at_the_next_prompt(outputs, tmp_path, monkeypatch):
-    import shutil
-
     from effllm.pipelines.stages import decode_bench
 
     shutil.copytree(outputs / "artifacts", tmp_path / "artifacts")
@@ -155,8 +162,6 @@ def test_an_interrupted_benchmark_goes_on_at_the_next_prompt(outputs, tmp_path, 
 def test_an_interruption_while_decoding_is_not_recorded_as_an_output(
     outputs, monkeypatch, tmp_path
 ):
-    import shutil
-
     from effllm.modules.decoding.proposers.lookup import PromptLookup
 
     shutil.copytree(outputs / "artifacts", tmp_path / "artifacts")

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
+from effllm.modules.decoding.early_exit import first_layers
 from effllm.modules.decoding.proposers.base import Nothing
 from effllm.modules.decoding.proposers.lookup import PromptLookup
 from effllm.modules.decoding.verifiers.exact import Exact
 from effllm.modules.decoding.verifiers.fly import Fly
 from effllm.modules.decoding.verifiers.margin import Margin
 from effllm.modules.decoding.verifiers.typical import Typical
-from effllm.pipelines.generate import pick_draft
 from effllm.pipelines.reports.arms import Arm
 from effllm.pipelines.reports.decoding import Bench, loosened_places, text_table
 from effllm.pipelines.reports.fly import verdicts
@@ -63,13 +63,12 @@ def test_a_draft_model_is_named_by_its_size_or_its_place_in_the_target(tiny_llam
 
     factory = partial(DraftModel, tokens=6, lookup=InnerLookup())
     arm = {"proposer": factory, "verifier": Exact(), "draft": {"kind": "first_layers", "layers": 1}}
-    draft = pick_draft(arm["draft"], tiny_llama, [])
+    draft = first_layers(tiny_llama, 1)
     about = describe_arm(arm, tiny_llama, draft, lossless=True)
     name = "First 1 of 2 layers with lookup inside, K=6: exact"
     assert Arm("a", about).title == name and Arm("a", about).speculates
     arm["draft"] = {"kind": "input", "index": 0}
-    picked = pick_draft(arm["draft"], tiny_llama, [tiny_llama])
-    about = describe_arm(arm, tiny_llama, picked, lossless=True)
+    about = describe_arm(arm, tiny_llama, tiny_llama, lossless=True)
     millions = f"{tiny_llama.num_parameters() / 1e6:.3g}"
     assert Arm("a", about).title.startswith(f"Draft model of {millions}M with lookup")
 
