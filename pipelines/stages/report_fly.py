@@ -5,13 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from effllm.pipelines.artifacts import Artifact, Checkpoint, Prompts, Report, Sweep, write_json
+from effllm.pipelines.artifacts import (
+    Artifact,
+    Calibration,
+    Checkpoint,
+    Prompts,
+    Report,
+    Sweep,
+    write_json,
+)
 from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportFly(Stage):
-    """Read the benchmark, and the sweep if there is one, and say what they show.
+    """Read the benchmark, the costs and the sweep if there are any, and say what they show.
 
     Args:
         scale: smoke, cpu or paper; for the title.
@@ -27,7 +35,7 @@ class ReportFly(Stage):
 
     def run(self, ctx: StageContext) -> Metrics:
         """`index.html`, `report.md`, `results.json` and `figures/`."""
-        from effllm.pipelines.reports import decoding, fly, loosened
+        from effllm.pipelines.reports import costs, decoding, fly, loosened
         from effllm.pipelines.reports.page import Heading, Page, Text
         from effllm.pipelines.reports.sweep import WHAT_IT_IS, SweepRows, draw_tradeoff, knob_table
 
@@ -56,6 +64,10 @@ class ReportFly(Stage):
         page.add(Heading("What the paper claims, and what these numbers say"), *verdicts)
         page.add(Heading("Passes and time"), decoding.cost_table(bench))
         page.add(fly.draw_acceptance(bench, ctx.workdir / "figures"))
+        measured = next(iter(ctx.input_list("results", Calibration)), None)
+        if measured is not None:
+            page.add(Heading("Costs on this machine"), costs.pass_table(measured))
+            page.add(costs.forecast_table(measured))
         page.add(Heading("The text"), decoding.text_table(bench))
         page.add(Heading("By kind of prompt"), decoding.group_table(bench))
         page.add(Heading("Mismatches"), fly.gate_table(bench))
