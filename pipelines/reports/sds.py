@@ -75,7 +75,8 @@ def describe(subject: Subject) -> Row:
     marks = []
     if redense["start"] == "dense":
         marks.append(_FROM_DENSE)
-    if redense["inputs"] != "sparse":
+    # Started dense, the inputs of the pruned model are neither the start's nor the dense model's.
+    if redense["inputs"] != ("other" if redense["start"] == "dense" else "sparse"):
         kinds = {"dense": "DD inputs", "distilled": "KD inputs"}
         marks.append(kinds.get(redense["inputs"], f"{redense['inputs']} inputs"))
     if not redense["l1_weight"] and not redense["l2_weight"]:

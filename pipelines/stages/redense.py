@@ -210,7 +210,7 @@ def _layers_by_block(model: PreTrainedModel) -> list[dict[str, Tensor]]:
 
 def _input_kind(ctx: StageContext, subject: str) -> str:
     """Whose activations were used, in the paper's words: sparse (SD) or dense (DD)."""
-    for slot, kind in (("start", "sparse"), ("dense", "dense")):
+    for slot, kind in (("dense", "dense"), ("start", "sparse")):  # they may be the same
         if subject == ctx.input(slot, Checkpoint).label:
             return kind
     return "other"

@@ -37,9 +37,14 @@ REFIT = {**ADJUST, "steps": 0}
             "SDS (Wanda, DD inputs)",
         ),
         (
-            [{**REDENSE, "start": "dense"}, PRUNE, ADJUST],
+            [{**REDENSE, "start": "dense", "inputs": "other"}, PRUNE, ADJUST],
             "s_ds",
             "SDS (Wanda, started dense (S-DS))",
+        ),
+        (
+            [{**REDENSE, "start": "dense", "inputs": "dense"}, PRUNE, ADJUST],
+            "sds_variant",
+            "SDS (Wanda, started dense (S-DS), DD inputs)",
         ),
         ([{**REDENSE, "start": "dense"}], "redense_variant", "Dense, re-densed (S-DS)"),
     ],

@@ -73,7 +73,7 @@ def test_differences_are_paired_by_seed_with_an_interval_over_seeds():
 
 
 def test_sds_started_dense_is_a_method_of_its_own_over_seeds():
-    started_dense = [{**REDENSE, "start": "dense"}, PRUNE, ADJUST]
+    started_dense = [{**REDENSE, "start": "dense", "inputs": "other"}, PRUNE, ADJUST]
     rows = []
     for seed, (ours, control) in enumerate([(71, 74), (70, 75), (72, 76)]):
         rows += [row(started_dense, 80, ours, seed), row([PRUNE, REFIT], 80, control, seed)]
