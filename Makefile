@@ -42,6 +42,7 @@ fly-accuracy: install  ## what FLy costs in right answers
 smoke: export OMP_NUM_THREADS := 1
 smoke: install   ## every paper on a tiny random model
 	$(RUN) paper=sds scale=smoke logger=csv
+	$(RUN) paper=sds_ablation scale=smoke logger=none
 	$(RUN) paper=sds_search scale=smoke logger=none
 	$(RUN) paper=sds_seeds scale=smoke logger=none
 	$(RUN) paper=fly scale=smoke logger=none

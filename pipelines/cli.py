@@ -12,9 +12,10 @@ import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType
+from typing import NoReturn
 
 from effllm import __version__
-from effllm.modules.errors import EffLLMError
+from effllm.modules.errors import ConfigError, EffLLMError
 
 USAGE = """\
 effllm <verb> [options]
@@ -71,7 +72,7 @@ def main(arguments: Sequence[str]) -> int:
         if handler is None:
             print(f"effllm: unknown verb {verb!r}; see effllm --help", file=sys.stderr)
             return 1
-        parser = argparse.ArgumentParser(prog=f"effllm {verb}", description=handler.__doc__)
+        parser = _Parser(prog=f"effllm {verb}", description=handler.__doc__)
         parser.add_argument("--outputs", default="outputs", help="output folder (default: outputs)")
         parser.add_argument("--json", action="store_true", help="print JSON for scripts")
         inspect_store.add_arguments(verb, parser)
@@ -85,6 +86,12 @@ def main(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command resumes", file=sys.stderr)
         return 130
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line and exit code 1, as for every other error."""
+        raise ConfigError(f"{self.prog}: {message}; see {self.prog} --help")
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

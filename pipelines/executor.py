@@ -7,6 +7,7 @@ survive the clean-up of what they were made from.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import gc
@@ -116,10 +117,15 @@ class Run:
                         raise type(error)(failures[-1]) from error
                     self.display.line(f"failed: {failures[-1]}")
                 self._write_run_file()
-        finally:
-            self._write_run_file()
-            self._link_artifacts()
+        except BaseException:
             self.display.end()
+            with contextlib.suppress(OSError):  # the error on its way says more than this one
+                self._write_run_file()
+                self._link_artifacts()
+            raise
+        self.display.end()
+        self._write_run_file()
+        self._link_artifacts()
         if failures:
             raise EffLLMError(f"{len(failures)} stages failed: {'; '.join(failures)}")
         return self.outcomes
@@ -271,10 +277,11 @@ class Run:
             _record_error(work, error)
             self.display.fail(instance.name, seconds)
             tracker.finish({}, None, 130 if isinstance(error, KeyboardInterrupt) else 1)
-            if isinstance(error, OSError) and error.errno in CANNOT_WRITE:
+            reason = _why_it_cannot_write(error)
+            if reason:
                 raise ArtifactError(
-                    f"cannot write to {work.name}: {error.strerror or error}; free some space or "
-                    "choose another folder with paths.outputs=…, then run again: it resumes"
+                    f"cannot write to {work.name}: {reason}; free some space or choose another "
+                    "folder with paths.outputs=…, then run again: it resumes"
                 ) from error
             raise
         tracker.finish(metrics, published, 0)
@@ -369,3 +376,14 @@ def _record_error(work: Path, error: BaseException) -> None:
         write_json(work / "error.json", note)
     except OSError:
         log.warning("could not write error.json")
+
+
+def _why_it_cannot_write(error: BaseException) -> str | None:
+    """The reason, if an error is that of a full or read-only disk."""
+    from safetensors import SafetensorError
+
+    if isinstance(error, OSError) and error.errno in CANNOT_WRITE:
+        return error.strerror or str(error)
+    if isinstance(error, SafetensorError) and "serializ" in str(error) and "os error" in str(error):
+        return str(error)  # safetensors writes files without Python's own errors
+    return None

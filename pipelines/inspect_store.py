@@ -177,7 +177,7 @@ def check_machine(options: argparse.Namespace) -> int:
     outputs = Path(options.outputs)
     existing = next(folder for folder in [outputs, *outputs.resolve().parents] if folder.exists())
     free = shutil.disk_usage(existing).free
-    check("disk", free > 15e9, f"{free / 1e9:.0f} GB free; a cpu-scale paper run takes about 10 GB")
+    check("disk", free > 15e9, f"{free / 1e9:.0f} GB free; a cpu-scale paper run takes about 12 GB")
     check("outputs", os.access(existing, os.W_OK), f"{outputs} can be written to")
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     check("device", True, f"{device}, {torch.get_num_threads()} threads")

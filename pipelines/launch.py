@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from filelock import FileLock
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -56,6 +57,7 @@ def run_command(arguments: Sequence[str]) -> int:
             failures.append(error)  # Hydra would print a line of its own in front of it
             return None
 
+    _refuse_unknown_options(arguments)
     try:
         task()
     except (HydraException, OmegaConfBaseException) as error:
@@ -174,10 +176,12 @@ def publish_report(store: Store, instance: Instance, sections: dict[str, Any]) -
         name += f"-seed{sections['seed']}"
     source, final = store.folder(instance.stage, instance.digest), store.root / "reports" / name
     partial = final.with_name(f".{name}-{os.getpid()}")
-    shutil.copytree(source, partial)
-    if final.exists():
-        shutil.rmtree(final)
-    partial.rename(final)
+    (store.root / "locks").mkdir(exist_ok=True)
+    with FileLock(store.root / "locks" / f"report-{name}.lock"):  # two equal runs may end at once
+        shutil.copytree(source, partial)
+        if final.exists():
+            shutil.rmtree(final)
+        partial.rename(final)
     return final / "index.html"
 
 
@@ -189,6 +193,11 @@ def _options(sections: dict[str, Any], device: str) -> Options:
         import torch
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    elif device.startswith("cuda"):
+        import torch
+
+        if not torch.cuda.is_available():
+            raise ConfigError(f"trainer.device={device}: no CUDA device found; use cpu or auto")
     return Options(
         until=execute["until"],
         refresh=tuple(execute["refresh"]),
@@ -236,6 +245,19 @@ def quieten_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("LMEVAL_LOG_LEVEL", "ERROR")
     warnings.filterwarnings("ignore", module=r"lightning\..*")
+
+
+def _refuse_unknown_options(arguments: Sequence[str]) -> None:
+    """Hydra would print its usage and exit with another code."""
+    from hydra._internal.utils import get_args_parser
+
+    options = [one for one in arguments if one.startswith("-") and one not in ("-h", "--help")]
+    unknown = [one for one in get_args_parser().parse_known_args(options)[1] if one[0] == "-"]
+    if unknown:
+        raise ConfigError(
+            f"effllm run: unknown option {unknown[0]}; settings are given as key=value, options "
+            "are listed by effllm run --help"
+        )
 
 
 def _one_line(error: Exception) -> ConfigError:

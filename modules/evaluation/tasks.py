@@ -1,4 +1,4 @@
-"""Three checkable tasks, two of them made from articles that the model never learned from.
+"""Three checkable tasks, two of them made from articles that nothing was calibrated on.
 
 `lastword` asks for the last word of a passage that has used the word before, as LAMBADA does:
 it needs the context, not only the sentence. `continuation` asks which of four word sequences

@@ -12,7 +12,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from effllm.modules.errors import NumericalError
+from effllm.modules.errors import ConfigError, NumericalError
 from effllm.modules.sparsity.gram import Energy, Gram, Statistic
 from effllm.modules.sparsity.patterns import Pattern, Scope, Unstructured
 
@@ -116,13 +116,14 @@ class SparseGPT:
 
         Raises:
             NumericalError: if the Gram matrix cannot be factorised with 1000x the damping.
-            ValueError: if the block length is not a multiple of the group length.
+            ConfigError: if the block length is not a multiple of the group length.
         """
         assert statistic is not None
         group = getattr(pattern, "group", 1)
         if self.block_columns % group:
-            raise ValueError(
-                f"block_columns={self.block_columns} is not a multiple of group={group}"
+            raise ConfigError(
+                f"block_columns={self.block_columns} of SparseGPT is not a multiple of the "
+                f"pattern's group={group}; give a multiple as …pruner.block_columns"
             )
         weight = weight.to(torch.float32).clone()
         dead = statistic.diagonal() == 0

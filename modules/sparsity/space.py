@@ -14,6 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from effllm.modules.errors import ConfigError
+
 Space = Literal["raw", "scaled"]
 
 _EXACT_LIMIT = 768  # an exact spectrum of 1536 columns costs as much as ten solver steps
@@ -35,14 +37,20 @@ class Coordinates:
 
     @classmethod
     def of(cls, gram: Tensor, space: Space) -> "Coordinates":
-        """Coordinates of a (C, C) Gram matrix."""
+        """Coordinates of a (C, C) Gram matrix.
+
+        Raises:
+            ConfigError: for a space that is not one of the two.
+        """
         gram = gram.to(torch.float32)
         energy = gram.diagonal()
         if space == "scaled":
             scale = torch.where(energy > 0, energy, 1.0).sqrt()
             gram = gram / scale / scale[:, None]
-        else:
+        elif space == "raw":
             scale = torch.ones_like(energy)
+        else:
+            raise ConfigError(f"space must be raw or scaled, found {space!r}")
         return cls(gram, scale)
 
     @cached_property
@@ -73,7 +81,8 @@ def coordinates_by_layer(
 def largest_eigenvalue(gram: Tensor) -> float:
     """Largest eigenvalue, exact up to 768 columns, else power iterations plus 5 %.
 
-    The trace bounds it from above. Solvers that need a bound check that their objective falls.
+    The trace bounds it from above. Step 3 of SDS checks that its objective falls; step 2, whose
+    accelerated steps need not fall one by one, checks that its result is finite.
     """
     if gram.shape[0] <= _EXACT_LIMIT:
         return float(torch.linalg.eigvalsh(gram)[-1])

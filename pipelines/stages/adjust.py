@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from effllm.pipelines.artifacts import Checkpoint, Grams, write_checkpoint
 from effllm.pipelines.stage import Metrics, Stage, StageContext
-from effllm.pipelines.stages.blockwise import block_name
+from effllm.pipelines.stages.blockwise import block_name, named_layer
 from effllm.pipelines.stages.prune import require_pattern
 
 if TYPE_CHECKING:
@@ -63,14 +63,15 @@ class Adjust(Stage):
             coordinates = coordinates_by_layer(grams.block(index), self.solver.space, ctx.device)
             for name, at in coordinates.items():
                 key = f"{index}.{name}"
-                found = self.solver.solve(
-                    originals[key].read().to(ctx.device),
-                    layers[key].read().to(ctx.device),
-                    masks[key].to(ctx.device),
-                    at,
-                    self.pattern,
-                    self.pruner.scope,
-                )
+                with named_layer(index, name):
+                    found = self.solver.solve(
+                        originals[key].read().to(ctx.device),
+                        layers[key].read().to(ctx.device),
+                        masks[key].to(ctx.device),
+                        at,
+                        self.pattern,
+                        self.pruner.scope,
+                    )
                 solved[f"weight/{name}"] = found.weight.cpu()
                 solved[f"mask/{name}"] = found.mask.cpu()
                 solved[f"steps/{name}"] = torch.tensor(found.steps)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from effllm.modules.errors import NumericalError
 from effllm.pipelines.stage import StageContext
 
 if TYPE_CHECKING:
@@ -27,6 +30,15 @@ def save_stream(ctx: StageContext, stream: BlockStream) -> None:
     hidden = torch.cat(stream.hidden).cpu() if stream.hidden else torch.empty(0)
     ctx.save_progress(_NAME, {"hidden": hidden, "next_block": torch.tensor(stream.index)})
     ctx.progress(stream.index, len(stream.blocks), "block")
+
+
+@contextmanager
+def named_layer(index: int, layer: str) -> Iterator[None]:
+    """Say in numerical errors where they arose."""
+    try:
+        yield
+    except NumericalError as error:
+        raise NumericalError(f"block {index}, layer {layer}: {error}") from error
 
 
 def block_name(index: int) -> str:

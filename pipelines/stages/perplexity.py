@@ -44,7 +44,7 @@ class Perplexity(Stage):
             )
             if not bool(nll.isfinite().all()):
                 raise NumericalError(
-                    f"the loss is not finite on {windows.protocol}; try dtype=float32"
+                    f"the loss is not finite on {windows.protocol}; try budget.dtype=float32"
                 )
             metrics[f"{role}/{windows.protocol}/ppl"] = perplexity(nll)
             rows += [

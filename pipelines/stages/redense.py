@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from effllm.pipelines.artifacts import Checkpoint, Grams, Windows, write_checkpoint
 from effllm.pipelines.stage import Metrics, Stage, StageContext
-from effllm.pipelines.stages.blockwise import block_name, resume_stream, save_stream
+from effllm.pipelines.stages.blockwise import block_name, named_layer, resume_stream, save_stream
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,19 +42,18 @@ class Redense(Stage):
         from effllm.modules.sparsity.space import coordinates_by_layer
         from effllm.modules.training import fit
 
-        original = _load_original(ctx)
         model = ctx.input("start", Checkpoint).load_model(self.dtype)  # no forward pass
         grams = ctx.input("gram", Grams)
-        originals, starts = _layers_by_block(original), _layers_by_block(model)
+        originals, starts = _layers_by_block(_load_original(ctx)), _layers_by_block(model)
 
         def solve(index: int) -> None:
             layers = coordinates_by_layer(grams.block(index), self.solver.space, ctx.device)
-            solved = {
-                name: self.solver.solve(
-                    originals[index][name].to(ctx.device), starts[index][name].to(ctx.device), at
-                ).cpu()
-                for name, at in layers.items()
-            }
+            solved = {}
+            for name, at in layers.items():
+                original = originals[index][name].to(ctx.device)
+                start = starts[index][name].to(ctx.device)
+                with named_layer(index, name):
+                    solved[name] = self.solver.solve(original, start, at).cpu()
             ctx.save_progress(block_name(index), solved)
             ctx.progress(index + 1, len(originals), "block")
 
@@ -106,9 +105,9 @@ class RedenseSequential(Stage):
             solved = {}
             for layer in stream.layers():
                 start = layer.read().clone()
-                solved[layer.name] = self.solver.solve(
-                    originals[index][layer.name].to(ctx.device), start, grams[layer.name]
-                ).cpu()
+                original = originals[index][layer.name].to(ctx.device)
+                with named_layer(index, layer.name):
+                    solved[layer.name] = self.solver.solve(original, start, grams[layer.name]).cpu()
                 layer.write(solved[layer.name])
             stream.advance()
             ctx.save_progress(block_name(index), solved)

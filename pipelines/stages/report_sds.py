@@ -64,9 +64,10 @@ class ReportSds(Stage):
         page.add(
             Text(
                 "Verdicts rest on 95 % intervals over test windows or items for one calibration "
-                "seed. Another calibration draw moves perplexity by some percent, so a difference "
-                f"counts only where its interval clears {sds.SEED_MARGIN:g} %; run several seeds "
-                "with effllm run -m paper=sds seed=0,1,2. Supported and not supported are about "
+                "seed. Another calibration draw moves perplexities and their differences, so a "
+                f"difference in perplexity counts only where its interval clears "
+                f"{sds.SEED_MARGIN:g} %, one in accuracy where it excludes zero; several seeds in "
+                "one report: make sds-seeds. Supported and not supported are about "
                 "our controls, which the paper does not have."
             )
         )
@@ -77,8 +78,11 @@ class ReportSds(Stage):
                 page.add(Heading(f"All metrics at {pattern}"), sds.detail_table(data, pattern))
         if sds_figures.draw_histograms(data, figures, "sparsegpt", "2:4"):
             page.add(Heading("Weights of one layer along the way"))
-            caption = "SparseGPT, 2:4. The paper's picture: one lobe, two lobes with a hole, "
-            page.add(Figure("weights", caption + "three peaks, two softened lobes."))
+            caption = (
+                "SparseGPT, 2:4. In the paper's picture W0 is one lobe, S1 two lobes with a hole, D "
+                "three peaks and S3 two softened lobes; compare."
+            )
+            page.add(Figure("weights", caption))
         if sds_figures.draw_layer_errors(data, figures, "sparsegpt", "2:4"):
             page.add(Heading("Error by layer"))
             caption = "Mean relative output error per block on the dense model's held-out inputs; "

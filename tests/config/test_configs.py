@@ -196,3 +196,15 @@ def test_a_model_out_of_reach_is_refused_before_any_work():
 
     with pytest.raises(DataError, match="nobody/nothing.*from the hub.*model.path="):
         PretrainedFolder(name="nobody/nothing").check()
+
+
+def test_a_device_that_is_not_there_is_refused_before_any_work(monkeypatch):
+    import torch
+
+    from effllm.pipelines.launch import _options
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    _, sections = resolve(compose(["paper=sds", "scale=smoke"]))
+    with pytest.raises(ConfigError, match="no CUDA device found; use cpu or auto"):
+        _options(sections, device="cuda:1")
+    assert _options(sections, device="auto").device == "cpu"

@@ -127,8 +127,13 @@ def test_unknown_options_end_with_one_line_and_exit_code_one(outputs):
         ["paper=sds", "bugdet.x=1"],
         ["paper=sdss"],
         ["paper=sds", "execute.until=x"],
+        ["paper=sds", "--bogus"],
     ):
         done = effllm(*arguments, "scale=smoke", f"paths.outputs={outputs}", folder=outputs)
+        assert done.returncode == 1
+        assert done.stderr.startswith("ConfigError:") and len(done.stderr.splitlines()) == 1
+    for arguments in (["ls", "--bogus"], ["show"]):
+        done = effllm("verb", *arguments, folder=outputs)
         assert done.returncode == 1
         assert done.stderr.startswith("ConfigError:") and len(done.stderr.splitlines()) == 1
 

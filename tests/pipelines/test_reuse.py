@@ -16,6 +16,10 @@ from effllm.modules.errors import (
     EffLLMError,
     NumericalError,
 )
+from safetensors import SafetensorError
+
+from effllm.pipelines.display import Display
+from effllm.pipelines.executor import Run
 from effllm.pipelines.graph import build_graph
 
 
@@ -166,6 +170,38 @@ def test_a_full_disk_is_named_and_loses_nothing(stepwise, execute, store):
     assert execute(pipeline) == {"long": "resumed"}
 
 
+def test_a_disk_that_fills_up_under_tensors_is_named_too(stepwise, execute, monkeypatch):
+    """safetensors raises an error of its own, not Python's."""
+    import safetensors.torch
+
+    pipeline, _ = stepwise
+
+    def full(tensors, path):
+        text = "Error while serializing: I/O error: No space left on device (os error 28)"
+        raise SafetensorError(text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(safetensors.torch, "save_file", full)
+        with pytest.raises(ArtifactError, match="No space left on device .*; free some space"):
+            execute(pipeline)
+    assert execute(pipeline) == {"long": "resumed"}
+
+
+def test_an_error_is_not_hidden_by_a_run_file_that_cannot_be_written(
+    stepwise, execute, monkeypatch
+):
+    pipeline, fault = stepwise
+    fault.write_text("disk 0")
+
+    def full(run):
+        if any(one.status == "failed" for one in run.outcomes.values()):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Run, "_write_run_file", full)
+    with pytest.raises(ArtifactError, match="cannot write to long"):
+        execute(pipeline)
+
+
 def test_continue_runs_what_does_not_depend_on_the_failure(stepwise, pipeline, execute):
     broken, fault = stepwise
     fault.write_text("error 0")
@@ -231,18 +267,21 @@ def test_twins_share_one_computation_and_are_refreshed_together(pipeline, execut
     assert again["behind"] == again["collect"] == "ran"
 
 
-def test_two_equal_runs_share_one_computation(pipeline, execute, store):
+def test_two_equal_runs_share_one_computation(pipeline, execute, store, monkeypatch):
     """The second waits for the lock of the first, then reuses."""
+    waits, line = threading.Event(), Display.line
+
+    def listen(display, text):
+        line(display, text)
+        if "another process is making this result" in text:
+            waits.set()
+
+    monkeypatch.setattr(Display, "line", listen)
     (count,) = (one for one in build_graph(pipeline, store) if one.name == "count")
     with store.lock("count", count.digest):
         waiter = threading.Thread(target=execute, args=(pipeline,), kwargs={"until": "count"})
         waiter.start()
-        deadline = time.monotonic() + 20
-        while not getattr(execute, "last", None) and time.monotonic() < deadline:
-            time.sleep(0.05)
-            if waiter.is_alive() and not list((store.root / "locks").iterdir()):
-                continue
-            break
+        assert waits.wait(timeout=60)
         # The holder publishes meanwhile, as the first of two runs would.
         work = store.work("count", count.digest)
         work.mkdir(parents=True)

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from effllm.modules.errors import ArtifactError, ConfigError, DataError
+from effllm.modules.errors import ArtifactError, ConfigError, DataError, NumericalError
 from effllm.pipelines.artifacts import Checkpoint, Predictions, Prompts
 from effllm.pipelines.executor import build_stage
 from effllm.pipelines.graph import build_graph
@@ -170,6 +170,25 @@ def test_no_redense_and_no_adjustment_give_the_first_pruning_bit_for_bit(finishe
         for name in ("prune", "sds.adjust")
     ]
     assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("name", ["sds.redense", "sds.adjust"])
+def test_numerical_errors_name_block_and_layer(name, finished, execute, store, monkeypatch):
+    from effllm.modules.sds import adjust, redense
+
+    done, graph, pipeline = finished
+    shutil.copytree(done.artifacts, store.artifacts)
+    stage = f"{BASE}.{name}"
+    one = next(one for one in graph if one.name == stage)
+    shutil.rmtree(store.folder(one.stage, one.digest))
+
+    def fail(*arguments):
+        raise NumericalError("not finite")
+
+    for solver in (adjust.HardThresholding, redense.ProximalGradient):
+        monkeypatch.setattr(solver, "solve", fail)
+    with pytest.raises(NumericalError, match=r"block 0, layer self_attn\.q_proj: not finite"):
+        execute(pipeline, until=stage)
 
 
 def test_sequential_and_literal_redense_run_and_resume(finished, execute, store, monkeypatch):

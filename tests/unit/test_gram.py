@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from effllm.modules.errors import NumericalError
+from effllm.modules.errors import ConfigError, NumericalError
 from effllm.modules.sparsity.gram import Energy, Gram, Tokens, output_error
+from effllm.modules.sparsity.space import Coordinates
 
 
 @pytest.mark.parametrize("columns", [5, 384, 801])
@@ -43,3 +44,8 @@ def test_output_error_is_the_squared_error_of_the_outputs(problem):
     error = ((weight - changed) @ inputs.T).square().sum() / (weight @ inputs.T).square().sum()
     assert output_error(weight, changed, gram.float()) == pytest.approx(float(error), rel=1e-4)
     assert output_error(weight, weight, gram.float()) == 0
+
+
+def test_a_space_that_is_none_is_refused():
+    with pytest.raises(ConfigError, match="space must be raw or scaled, found 'scald'"):
+        Coordinates.of(torch.eye(3), "scald")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from effllm.modules.errors import NumericalError
+from effllm.modules.errors import ConfigError, NumericalError
 from effllm.modules.sds.adjust import masked_least_squares
 from effllm.modules.sparsity.gram import output_error
 from effllm.modules.sparsity.patterns import Grouped, Unstructured
@@ -147,7 +147,7 @@ def test_damping_grows_until_the_factor_exists_and_is_reported():
 
 def test_block_length_must_hold_whole_groups(problem):
     weight, _, gram = problem()
-    with pytest.raises(ValueError, match="not a multiple of group"):
+    with pytest.raises(ConfigError, match="not a multiple of the pattern's group"):
         SparseGPT(block_columns=10).prune(weight.float(), gram.float(), TWO_OF_FOUR)
 
 

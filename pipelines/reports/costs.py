@@ -1,0 +1,61 @@
+"""What passes cost on the machine of a run, and what speculation was forecast to bring there."""
+
+from __future__ import annotations
+
+from effllm.pipelines.artifacts import Calibration
+from effllm.pipelines.reports.page import Table
+
+
+def pass_table(calibration: Calibration) -> Table:
+    """Cost of a pass over n tokens, and how near one token comes to the memory's limit."""
+    figures = calibration.figures
+    rows = [
+        [
+            width,
+            f"{1000 * cost['seconds']:.1f}",
+            f"{cost['ratio']:.2f} [{cost['interval'][0]:.2f}, {cost['interval'][1]:.2f}]",
+        ]
+        for width, cost in figures["passes"].items()
+    ]
+    return Table(
+        ["Tokens in a pass", "ms", "over one token"],
+        rows,
+        note=f"Behind {figures['context']} cached tokens; median ms, and ratio of means with its "
+        f"95 % bootstrap interval. Reading memory runs at {figures['read_bandwidth'] / 1e9:.1f} "
+        f"GB/s here and a pass reads {figures['bytes_per_pass'] / 1e6:.0f} MB of weights, so at "
+        f"most {figures['passes_per_second_limit']:.1f} passes a second; one-token passes reach "
+        f"{100 * figures['share_of_limit']:.0f} % of that.",
+    )
+
+
+def forecast_table(calibration: Calibration) -> Table:
+    """Per drafter the K that held-out prompts recommend, and whether it pays at all."""
+    rows: list[list[str]] = []
+    for arm, forecast in calibration.figures["forecasts"].items():
+        best = forecast["best"]
+        draft = calibration.figures["draft_seconds"][arm]
+        rows.append(
+            [
+                arm.replace("_", " "),
+                f"{1000 * draft:.1f}" if draft else "no model",
+                str(best["tokens"]),
+                f"{best['tokens_per_round']:.2f}",
+                f"{best['break_even']:.2f}",
+                f"{best['speed']:.2f}",
+                "pays" if forecast["pays"] else "does not pay",
+            ]
+        )
+    return Table(
+        [
+            "Drafter, exact",
+            "ms per draft pass",
+            "best K",
+            "tokens per round at it",
+            "break-even",
+            "speed over plain",
+            "so it",
+        ],
+        rows,
+        note="A forecast for held-out prompts from costs and acceptance, tau(K) / (K c + v(K+1)), "
+        "without the prompt's pass; the speeds above are measured on other prompts.",
+    )
