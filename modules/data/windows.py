@@ -48,7 +48,8 @@ def crop_windows(
         if not long_enough:
             raise DataError(
                 f"no document of the calibration text has more than {sequence_length} tokens "
-                f"({len(texts)} documents); use a smaller budget.sequence_length, or windows with mode: pack"
+                f"({len(texts)} documents); use a smaller "
+                "budget.sequence_length, or windows with mode: pack"
             )
         drawn = _draw(len(texts), generator)
         if drawn not in long_enough:

@@ -1,9 +1,9 @@
 """effllm's one-shot 2:4 pruning against llm-compressor's, alternating, on the same tokens.
 
 Both arms get the same model folder, the same 32 x 512 calibration windows (another draw for every
-pair) and the same dtype, each in a fresh process; only the pruning itself is timed. The peer runs in
-an environment of its own, made by `make bench`. Perplexity of both results is measured by the same
-code on the same text. Prints a line per run and writes `outputs/bench/oneshot.json`.
+pair) and the same dtype, each in a fresh process; only the pruning itself is timed. The peer runs
+in an environment of its own, made by `make bench`. Perplexity of both results is measured by the
+same code on the same text. Prints a line per run and writes `outputs/bench/oneshot.json`.
 """
 
 import argparse

@@ -26,8 +26,8 @@ def require_pattern(value: object) -> None:
     if not hasattr(value, "mask"):
         raise ConfigError(
             f"pattern must be {{keep, group}} or {{ratio}}, found {value!r}; choose a file of the "
-            "group `pattern`, for example pattern@pipeline.wanda_2of4.prune.pattern=2of4 (an unquoted "
-            "2:4 in YAML is the integer 124)"
+            "group `pattern`, for example pattern@pipeline.wanda_2of4.prune.pattern=2of4 (an "
+            "unquoted 2:4 in YAML is the integer 124)"
         )
 
 

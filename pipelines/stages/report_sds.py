@@ -79,8 +79,8 @@ class ReportSds(Stage):
         if sds_figures.draw_histograms(data, figures, "sparsegpt", "2:4"):
             page.add(Heading("Weights of one layer along the way"))
             caption = (
-                "SparseGPT, 2:4. In the paper's picture W0 is one lobe, S1 two lobes with a hole, D "
-                "three peaks and S3 two softened lobes; compare."
+                "SparseGPT, 2:4. In the paper's picture W0 is one lobe, S1 two lobes with a hole, "
+                "D three peaks and S3 two softened lobes; compare."
             )
             page.add(Figure("weights", caption))
         if sds_figures.draw_layer_errors(data, figures, "sparsegpt", "2:4"):

@@ -6,9 +6,9 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
+from safetensors import SafetensorError
 
 from effllm.modules.errors import (
     ArtifactError,
@@ -16,8 +16,6 @@ from effllm.modules.errors import (
     EffLLMError,
     NumericalError,
 )
-from safetensors import SafetensorError
-
 from effllm.pipelines.display import Display
 from effllm.pipelines.executor import Run
 from effllm.pipelines.graph import build_graph
@@ -171,7 +169,7 @@ def test_a_full_disk_is_named_and_loses_nothing(stepwise, execute, store):
 
 
 def test_a_disk_that_fills_up_under_tensors_is_named_too(stepwise, execute, monkeypatch):
-    """safetensors raises an error of its own, not Python's."""
+    """Safetensors raises an error of its own, not Python's."""
     import safetensors.torch
 
     pipeline, _ = stepwise
