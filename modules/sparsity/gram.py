@@ -99,8 +99,8 @@ def _checked(value: Tensor, tokens: int) -> Tensor:
         raise NumericalError("no token reached this layer; is the calibration text empty?")
     if not torch.isfinite(value).all():
         raise NumericalError(
-            "the layer's inputs are not finite (NaN or infinity); try budget.dtype=float32, or check "
-            "the model that feeds this layer"
+            "the layer's inputs are not finite (NaN or infinity); try budget.dtype=float32, or "
+            "check the model that feeds this layer"
         )
     return value
 
