@@ -1,7 +1,9 @@
 """Real stages on tiny models: interrupted anywhere they end with the same artifact."""
 
 import json
+import os
 import shutil
+import signal
 
 import pytest
 import torch
@@ -59,8 +61,10 @@ def payload(store, graph, name):
 LONG = ["prune", "gram_2", "sds.redense", "sds.adjust"]
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")  # of fork, from 3.12 on
+@pytest.mark.parametrize("end", ["interrupt", "kill"])
 @pytest.mark.parametrize("name", LONG)
-def test_an_interrupted_stage_ends_with_the_same_bytes(name, finished, execute, store, monkeypatch):
+def test_a_stopped_stage_ends_with_the_same_bytes(name, end, finished, execute, store, monkeypatch):
     done, graph, pipeline = finished
     # Start from everything in front of the stage.
     one = next(one for one in graph if one.name == f"{BASE}.{name}")
@@ -70,17 +74,27 @@ def test_an_interrupted_stage_ends_with_the_same_bytes(name, finished, execute, 
 
     save, saved = StageContext.save_progress, []
 
-    def interrupt(self, label, tensors):
+    def stop(self, label, tensors):
+        if saved and end == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
         if saved:
             raise KeyboardInterrupt
         save(self, label, tensors)
         saved.append(label)
 
     with monkeypatch.context() as patch:
-        patch.setattr(StageContext, "save_progress", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            execute(pipeline, until=one.name)
-    assert saved and not store.folder(one.stage, one.digest).exists()
+        patch.setattr(StageContext, "save_progress", stop)
+        if end == "interrupt":
+            with pytest.raises(KeyboardInterrupt):
+                execute(pipeline, until=one.name)
+        else:
+            child = os.fork()  # a process of its own dies without any clean-up
+            if child == 0:
+                execute(pipeline, until=one.name)
+                os._exit(0)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert list(store.root.glob(f"work/*{one.digest[:12]}*/progress/*.safetensors"))
+    assert not store.folder(one.stage, one.digest).exists()
     assert execute(pipeline, until=one.name)[one.name] == "resumed"
     assert payload(store, graph, one.name) == payload(done, graph, one.name)
 
