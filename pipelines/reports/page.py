@@ -128,8 +128,8 @@ class Page:
 
 
 def split_interval(cell: str) -> tuple[str, str]:
-    """`1.92 [1.80, 2.05]` -> its value and its interval; any other cell stays whole."""
-    found = re.fullmatch(r"([-+\d.]+) (\[[-+\d.]+, [-+\d.]+\])", cell)
+    """`1,920 [1,800, 2,050]` -> its value and its interval; any other cell stays whole."""
+    found = re.fullmatch(r"([-+\d.,]+) (\[[-+\d.,]+, [-+\d.,]+\])", cell)
     return (found[1], found[2]) if found else (cell, "")
 
 
