@@ -142,6 +142,21 @@ def seeds_verdicts(data: Comparison) -> list[Verdict]:
     return found
 
 
+def pooled_spread(data: Comparison) -> Text:
+    """How much one calibration draw moves the differences above."""
+    changes = [
+        seed_differences(data, base, method, kind)[1]
+        for base, method, kind in product(BASES, ("sds", "s_ds"), ("prune", *CONTROLS))
+    ]
+    spreads = [np.var(each, ddof=1) for each in changes if len(each) > 1]
+    if not spreads:
+        return Text("One calibration seed only: it cannot say how much another draw would move.")
+    return Text(
+        f"Over these {len(spreads)} comparisons, paired by seed, the differences have a pooled "
+        f"standard deviation of {np.sqrt(np.mean(spreads)):.1f} points."
+    )
+
+
 def seed_differences(
     data: Comparison, base: str, method: str, control: str
 ) -> tuple[Interval | None, list[float]]:

@@ -73,7 +73,7 @@ class ReportSdsSeeds(Stage):
         )
         page.add(Heading("Perplexity by seed"), sds_study.seeds_table(data))
         verdicts = sds_study.seeds_verdicts(data)
-        page.add(Heading("Verdicts over seeds"), *verdicts)
+        page.add(Heading("Verdicts over seeds"), *verdicts, sds_study.pooled_spread(data))
         page.write(ctx.workdir)
         write_json(ctx.workdir / "results.json", sds.result_rows(data, "sds"))
         outcomes = [verdict.outcome for verdict in verdicts]

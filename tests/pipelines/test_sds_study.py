@@ -59,6 +59,8 @@ def test_differences_are_paired_by_seed_with_an_interval_over_seeds():
     assert change.low < change.value < change.high < 0
     verdicts = sds_study.seeds_verdicts(data)
     assert [one.outcome for one in verdicts] == ["supported"]
+    spread = sds_study.pooled_spread(data).body  # one comparison: that of its three differences
+    assert "Over these 1 comparisons" in spread and f"{np.std(each, ddof=1):.1f} points" in spread
     table = sds_study.seeds_table(data)
     assert list(table.columns) == [
         "Test perplexity",
