@@ -269,7 +269,7 @@ def _identify(instance: Instance, instances: dict[str, Instance], store: Store) 
     for slot, names in instance.inputs.items():
         digests = [digest_of(name) for name in names]
         many = isinstance(instance.cls.INPUTS[slot], Many)
-        inputs[slot] = sorted(digests) if many else digests[0]
+        inputs[slot] = digests if many else digests[0]  # arms name drafts by their place
     instance.sources = {
         field: build_source(instance, field).identity() for field in instance.cls.SOURCES
     }

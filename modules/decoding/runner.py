@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from effllm.modules.decoding.attention import group_queries
 from effllm.modules.decoding.cache import SlotCache
 from effllm.modules.errors import UnsupportedModelError
 
@@ -19,7 +20,7 @@ class ModelRunner:
     """Runs one causal language model at batch size one.
 
     Args:
-        model: put into eval mode.
+        model: put into eval mode; attends by `attention.py` where it attended by sdpa.
 
     Attributes:
         ids: token ids that the cache covers.
@@ -34,6 +35,7 @@ class ModelRunner:
     def __init__(self, model: PreTrainedModel) -> None:
         refuse_unsupported(model)
         self.model = model.eval()
+        group_queries(self.model)
         head: Any = model.get_output_embeddings()
         self.token_ids: Tensor | None = getattr(head, "token_ids", None)
         known: Any = head if self.token_ids is None else model.get_input_embeddings()
