@@ -268,8 +268,11 @@ def _identify(instance: Instance, instances: dict[str, Instance], store: Store) 
     inputs: dict[str, Any] = {}
     for slot, names in instance.inputs.items():
         digests = [digest_of(name) for name in names]
-        many = isinstance(instance.cls.INPUTS[slot], Many)
-        inputs[slot] = digests if many else digests[0]  # arms name drafts by their place
+        declared = instance.cls.INPUTS[slot]
+        if not isinstance(declared, Many):
+            inputs[slot] = digests[0]
+        else:
+            inputs[slot] = digests if declared.ordered else sorted(digests)
     instance.sources = {
         field: build_source(instance, field).identity() for field in instance.cls.SOURCES
     }

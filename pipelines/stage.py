@@ -30,9 +30,14 @@ ROWS_FILE = "rows.jsonl"
 
 @dataclass(frozen=True)
 class Many:
-    """An input slot that takes any number of artifacts of one kind."""
+    """An input slot that takes any number of artifacts of one kind.
+
+    Attributes:
+        ordered: the stage tells them apart by their place, so the order enters the digest.
+    """
 
     kind: type[Artifact]
+    ordered: bool = False
 
 
 class Source(Protocol):

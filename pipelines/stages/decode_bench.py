@@ -31,7 +31,11 @@ class DecodeBench(Stage):
     """
 
     VERSION: ClassVar[int] = 2  # 2: arms.json describes arms; more times and repeats in the rows
-    INPUTS: ClassVar = {"model": Checkpoint, "prompts": Prompts, "drafts": Many(Checkpoint)}
+    INPUTS: ClassVar = {
+        "model": Checkpoint,
+        "prompts": Prompts,
+        "drafts": Many(Checkpoint, ordered=True),
+    }
     OUTPUT: ClassVar = Predictions
 
     arms: dict[str, Any]

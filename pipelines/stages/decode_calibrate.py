@@ -29,7 +29,11 @@ class DecodeCalibrate(Stage):
         seed: of all draws.
     """
 
-    INPUTS: ClassVar = {"model": Checkpoint, "prompts": Prompts, "drafts": Many(Checkpoint)}
+    INPUTS: ClassVar = {
+        "model": Checkpoint,
+        "prompts": Prompts,
+        "drafts": Many(Checkpoint, ordered=True),
+    }
     OUTPUT: ClassVar = Calibration
 
     arms: dict[str, Any]

@@ -24,7 +24,11 @@ class EvaluateGeneration(Stage):
         max_length: longest prompt plus continuation, in tokens.
     """
 
-    INPUTS: ClassVar = {"model": Checkpoint, "tasks": Tasks, "drafts": Many(Checkpoint)}
+    INPUTS: ClassVar = {
+        "model": Checkpoint,
+        "tasks": Tasks,
+        "drafts": Many(Checkpoint, ordered=True),
+    }
     OUTPUT: ClassVar = Predictions
 
     decoder: dict[str, Any]

@@ -22,7 +22,11 @@ class RecordBlocks(Stage):
         packed: pack the weights for the CPU.
     """
 
-    INPUTS: ClassVar = {"model": Checkpoint, "prompts": Prompts, "drafts": Many(Checkpoint)}
+    INPUTS: ClassVar = {
+        "model": Checkpoint,
+        "prompts": Prompts,
+        "drafts": Many(Checkpoint, ordered=True),
+    }
     OUTPUT: ClassVar = Blocks
 
     arms: dict[str, Any]

@@ -8,6 +8,7 @@ from effllm.modules.errors import (
 )
 from effllm.pipelines.graph import build_graph
 from effllm.pipelines.identity import canonical_json, fingerprint
+from effllm.pipelines.stage import Many
 
 
 def digests(pipeline, store):
@@ -26,6 +27,18 @@ def test_names_order_and_volatile_fields_do_not_enter_the_digest(pipeline, store
     assert [second[n] for n in ("start", "two", "three", "sum")] == [
         first[n] for n in ("count", "double", "triple", "collect")
     ]
+
+
+def test_the_order_of_inputs_told_apart_by_place_enters_the_digest(pipeline, store, monkeypatch):
+    import toy_stages
+
+    numbers = toy_stages.Collect.INPUTS["numbers"].kind
+    monkeypatch.setattr(toy_stages.Collect, "INPUTS", {"numbers": Many(numbers, ordered=True)})
+    first = digests(pipeline, store)["collect"]
+    pipeline["collect"]["inputs"] = {
+        "numbers": list(reversed(pipeline["collect"]["inputs"]["numbers"]))
+    }
+    assert digests(pipeline, store)["collect"] != first
 
 
 @pytest.mark.parametrize("change", [{"size": 4}, {"seed": 1}])
