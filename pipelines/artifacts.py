@@ -195,17 +195,27 @@ class Prompts(Artifact):
 
 
 class Traces(Artifact):
-    """Texts that a model wrote for many prompts, as token ids."""
+    """Texts that a model wrote for many prompts, and what it found likely at every place."""
 
     kind = "traces"
 
-    def texts(self) -> tuple[list[list[int]], list[int]]:
-        """Token ids of every text, prompt included, and the length of each prompt."""
+    def load(self) -> dict[str, list[Tensor]]:
+        """One tensor per text under each key.
+
+        Returns:
+            `tokens` (L,), prompt included; `likely` (L, top) token ids of which row t is about
+            token t + 1; their `probabilities` (L, top), 0 in the last row; `prompt_lengths` ().
+        """
         from safetensors.torch import load_file
 
         stored = load_file(self.path / "traces.safetensors")
-        texts = [one.tolist() for one in stored["tokens"].long().split(stored["lengths"].tolist())]
-        return texts, stored["prompt_lengths"].tolist()
+        lengths = stored["lengths"].tolist()
+        return {
+            "tokens": list(stored["tokens"].long().split(lengths)),
+            "likely": list(stored["likely"].long().split(lengths)),
+            "probabilities": list(stored["probabilities"].split(lengths)),
+            "prompt_lengths": list(stored["prompt_lengths"]),
+        }
 
 
 class Tasks(Artifact):

@@ -1,8 +1,8 @@
 """Teach a draft model what its target would say next, on text that the target itself wrote.
 
-The target reads every text once and its most likely next tokens are stored; the draft is trained
-on them for several passes. Greedy speculation asks for the target's first choice, and the other
-likely tokens say how close a call it was:
+The traces hold the target's most likely next tokens at every place; the draft is trained on them
+for several passes. Greedy speculation asks for the target's first choice, and the other likely
+tokens say how close a call it was:
 
     loss = - sum_{v in top} p(v) log q(v),   q = softmax over the draft's own vocabulary.
 """
@@ -20,27 +20,22 @@ _JUDGED_TOGETHER = 8  # texts
 OptimizerFactory = Callable[..., torch.optim.Optimizer]
 
 
-@torch.no_grad()
-def likely_tokens(
-    model: PreTrainedModel, texts: Tensor, token_ids: Tensor, top: int
+def within_vocabulary(
+    ids: Tensor, probabilities: Tensor, token_ids: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The target's most likely next tokens at every place.
+    """The target's likely tokens as columns of a reduced head.
 
     Args:
-        model: the target.
-        texts: (B, T) token ids, padded on the right.
-        token_ids: (n,) the draft's vocabulary.
-        top: tokens per place.
+        ids: (...) token ids.
+        probabilities: (...) of each.
+        token_ids: (n,) rising, the draft's vocabulary.
 
     Returns:
-        (B, T, top) places in `token_ids`, and (B, T, top) probabilities under the target's whole
-        vocabulary; what lies outside of `token_ids` is left out.
+        (...) columns, and (...) probabilities, 0 where the head has no such token.
     """
-    logits = model(input_ids=texts.to(model.device), use_cache=False).logits.float()
-    scale = logits.logsumexp(dim=-1, keepdim=True)
-    known = logits[..., token_ids.to(model.device)] - scale
-    best = known.topk(top, dim=-1)
-    return best.indices.cpu(), best.values.exp().cpu()
+    columns = torch.searchsorted(token_ids, ids).clamp(max=len(token_ids) - 1)
+    known = token_ids[columns] == ids
+    return columns * known, probabilities * known
 
 
 class DraftDistillation(L.LightningModule):
@@ -61,10 +56,10 @@ class DraftDistillation(L.LightningModule):
         draft.get_input_embeddings().weight.requires_grad_(False)
 
     def training_step(self, batch: list[Tensor], batch_index: int) -> Tensor:
-        """Loss of (B, T) texts, (B, T, top) places and (B, T, top) probabilities; 0 = padding."""
-        texts, places, probabilities = batch
+        """Loss of (B, T) texts, (B, T, top) columns and (B, T, top) probabilities; 0 = padding."""
+        texts, columns, probabilities = batch
         logits = self.draft(input_ids=texts, use_cache=False).logits.float()
-        return distillation_loss(logits, places.long(), probabilities.float())
+        return distillation_loss(logits, columns.long(), probabilities.float())
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The configured optimiser under a rising, then falling learning rate."""
@@ -84,32 +79,34 @@ class DraftDistillation(L.LightningModule):
         }
 
 
-def distillation_loss(logits: Tensor, places: Tensor, probabilities: Tensor) -> Tensor:
+def distillation_loss(logits: Tensor, columns: Tensor, probabilities: Tensor) -> Tensor:
     """Mean cross-entropy to the target's likely tokens.
 
     Args:
         logits: (B, T, n) of the draft.
-        places: (B, T, top) columns of `logits`.
+        columns: (B, T, top) of `logits`.
         probabilities: (B, T, top); all 0 where there is no text.
     """
-    chosen = logits.gather(-1, places) - logits.logsumexp(dim=-1, keepdim=True)
+    chosen = logits.gather(-1, columns) - logits.logsumexp(dim=-1, keepdim=True)
     weight = probabilities.sum(dim=-1)
     return -(probabilities * chosen).sum() / weight.sum().clamp(min=1e-9)
 
 
 @torch.no_grad()
-def agreement(draft: PreTrainedModel, texts: Tensor, places: Tensor, used: Tensor) -> float:
+def agreement(draft: PreTrainedModel, texts: Tensor, choices: Tensor, used: Tensor) -> float:
     """Share of places where draft and target choose the same token.
 
     Args:
         draft: a model with a reduced head.
         texts: (N, T) token ids.
-        places: (N, T, top) from `likely_tokens`, the most likely first.
+        choices: (N, T) token ids that the target finds most likely next.
         used: (N, T) bool, places that count.
     """
+    head = draft.get_output_embeddings()
     same = []
     for at in range(0, len(texts), _JUDGED_TOGETHER):
         part = slice(at, at + _JUDGED_TOGETHER)
         logits = draft(input_ids=texts[part].to(draft.device), use_cache=False).logits
-        same.append((logits.argmax(dim=-1).cpu() == places[part, :, 0])[used[part]])
+        chosen = head.token_ids[logits.argmax(dim=-1)].cpu()
+        same.append((chosen == choices[part])[used[part]])
     return float(torch.cat(same).float().mean())

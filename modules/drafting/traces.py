@@ -1,4 +1,8 @@
-"""A target's own greedy text for many prompts at once: what its draft model learns from."""
+"""A target's own greedy text for many prompts at once, and what it found likely at every place.
+
+This is what its draft model learns from. The likely tokens cost almost nothing while the text is
+written; reading every text again for them would take as long as writing it.
+"""
 
 import torch
 from torch import Tensor
@@ -6,42 +10,60 @@ from transformers import PreTrainedModel
 
 from effllm.modules.decoding.cache import SlotCache
 
+_PREFILL = 32  # tokens per pass: bounds the memory that logits of whole prompts take
+
 
 @torch.no_grad()
-def greedy_batch(
-    model: PreTrainedModel, prompts: Tensor, max_new_tokens: int, ends: frozenset[int]
-) -> list[list[int]]:
+def write_greedily(
+    model: PreTrainedModel,
+    prompts: Tensor,
+    max_new_tokens: int,
+    ends: frozenset[int],
+    top: int,
+) -> tuple[list[list[int]], Tensor, Tensor]:
     """Continue prompts of equal length, one token of all of them per pass.
 
     Args:
         model: the target.
         prompts: (B, T) token ids, without padding.
-        max_new_tokens: budget per prompt.
+        max_new_tokens: budget per prompt, at least 1.
         ends: token ids that end a text.
+        top: likely tokens noted at every place.
 
     Returns:
-        B lists of new tokens; an ending token is included.
+        B lists of new tokens, an ending token included; (B, T + n - 1, top) token ids, the most
+        likely first, of which row t is about token t + 1; and their probabilities, float32.
     """
-    config = model.config.get_text_config(decoder=True)
-    cache = SlotCache(int(config.num_hidden_layers))
-    fed = prompts.to(model.device)
-    fresh = torch.empty(len(prompts), 0, dtype=torch.long, device=model.device)
-    ending = torch.tensor(sorted(ends), device=model.device)
-    alive = torch.ones(len(prompts), dtype=torch.bool, device=model.device)
-    while fresh.shape[1] < max_new_tokens and bool(alive.any()):
+    cache = SlotCache(int(model.config.get_text_config(decoder=True).num_hidden_layers))
+
+    def judge(fed: Tensor) -> Tensor:
         start = cache.get_seq_length()
-        positions = torch.arange(start, start + fed.shape[1], device=model.device)
+        positions = torch.arange(start, start + fed.shape[1], device=fed.device)
         logits = model(
             input_ids=fed,
             position_ids=positions.expand(len(fed), -1),
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
-        fed = logits.argmax(dim=-1, keepdim=True)
-        fresh = torch.cat([fresh, fed], dim=1)
-        alive &= ~torch.isin(fed[:, 0], ending)
-    return [_cut(row, ends) for row in fresh.tolist()]
+        ).logits
+        best = logits.topk(top, dim=-1)
+        scale = logits.float().logsumexp(dim=-1, keepdim=True)
+        likely.append((best.indices.cpu(), (best.values.float() - scale).exp().cpu()))
+        choice: Tensor = logits[:, -1].argmax(dim=-1, keepdim=True)
+        return choice
+
+    likely: list[tuple[Tensor, Tensor]] = []
+    for part in prompts.to(model.device).split(_PREFILL, dim=1):
+        chosen = judge(part)
+    fresh = [chosen]
+    ending = torch.tensor(sorted(ends), device=model.device)
+    alive = ~torch.isin(chosen[:, 0], ending)
+    while len(fresh) < max_new_tokens and bool(alive.any()):
+        chosen = judge(chosen)
+        fresh.append(chosen)
+        alive &= ~torch.isin(chosen[:, 0], ending)
+    texts = [_cut(row, ends) for row in torch.cat(fresh, dim=1).tolist()]
+    ids, probabilities = (torch.cat(parts, dim=1) for parts in zip(*likely, strict=True))
+    return texts, ids, probabilities
 
 
 def _cut(tokens: list[int], ends: frozenset[int]) -> list[int]:

@@ -10,8 +10,6 @@ from effllm.pipelines.artifacts import VOCABULARY_FILE, Checkpoint, Traces, writ
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from effllm.modules.drafting.distillation import OptimizerFactory
 
 
@@ -25,13 +23,13 @@ class DistillDraft(Stage):
         optimizer: factory of the optimiser.
         epochs: passes over the traces.
         batch_texts: texts per step.
-        top: likely tokens of the target that are learnt at every place.
         heldout: share of the texts on which agreement is measured, never trained on.
         precision: of the training passes.
-        dtype: of the target and of the stored weights.
+        dtype: of the stored weights.
         seed: of the shuffling.
     """
 
+    VERSION: ClassVar[int] = 2  # 2: likely tokens come with the traces
     INPUTS: ClassVar = {"model": Checkpoint, "traces": Traces}
     OUTPUT: ClassVar = Checkpoint
 
@@ -40,7 +38,6 @@ class DistillDraft(Stage):
     optimizer: OptimizerFactory
     epochs: int
     batch_texts: int
-    top: int
     heldout: float
     precision: Literal["32-true", "bf16-mixed"]
     dtype: str
@@ -50,8 +47,13 @@ class DistillDraft(Stage):
         """A checkpoint of the target's kind, and the tokens it can predict."""
         import torch
         from safetensors.torch import save_file
+        from torch.nn.utils.rnn import pad_sequence
 
-        from effllm.modules.drafting.distillation import DraftDistillation, agreement
+        from effllm.modules.drafting.distillation import (
+            DraftDistillation,
+            agreement,
+            within_vocabulary,
+        )
         from effllm.modules.drafting.shape import (
             reduce_vocabulary,
             restore_vocabulary,
@@ -62,20 +64,23 @@ class DistillDraft(Stage):
 
         checkpoint = ctx.input("model", Checkpoint)
         tokenizer = checkpoint.load_tokenizer()
-        texts, prompt_lengths = ctx.input("traces", Traces).texts()
-        kept = round(len(texts) * (1 - self.heldout))
-        if not 0 < kept < len(texts):
+        traces = ctx.input("traces", Traces).load()
+        count = len(traces["tokens"])
+        kept = round(count * (1 - self.heldout))
+        if not 0 < kept < count:
             raise DataError(
-                f"distill_draft: {len(texts)} traces leave {kept} to train on and "
-                f"{len(texts) - kept} to measure on; generate more"
+                f"distill_draft: {count} traces leave {kept} to train on and "
+                f"{count - kept} to measure on; generate more"
             )
-        order = torch.randperm(len(texts), generator=ctx.generator("split")).tolist()
-        texts = [texts[index] for index in order]
-        prompts = torch.tensor([prompt_lengths[index] for index in order])
-        token_ids = usual_tokens(texts[:kept], self.vocabulary, tokenizer.all_special_ids)
-        padded, used = _padded(texts)
-        places, probabilities = self._targets(ctx, padded, token_ids)
-        probabilities[~used] = 0
+        order = torch.randperm(count, generator=ctx.generator("split")).tolist()
+        texts, likely, chances = (
+            pad_sequence([traces[key][index] for index in order], batch_first=True)
+            for key in ("tokens", "likely", "probabilities")
+        )
+        prompts = torch.stack([traces["prompt_lengths"][index] for index in order])
+        known = [traces["tokens"][index].tolist() for index in order[:kept]]
+        token_ids = usual_tokens(known, self.vocabulary, tokenizer.all_special_ids)
+        columns, learnt = within_vocabulary(likely, chances, token_ids)
 
         target = checkpoint.load_model("float32")
         draft = with_layers(target, self.layers)
@@ -87,7 +92,7 @@ class DistillDraft(Stage):
             ctx.progress_dir / "checkpoints",
             epochs=self.epochs,
             device=ctx.device,
-            tensors=[padded[:kept], places[:kept], probabilities[:kept]],
+            tensors=[texts[:kept], columns[:kept], learnt[:kept]],
             batch_size=self.batch_texts,
             seed=self.seed,
             precision=self.precision,
@@ -95,9 +100,11 @@ class DistillDraft(Stage):
         )
         draft.to(ctx.device).eval()  # type: ignore[arg-type] # its wrapper hides the method
         # Judged where it will be used: behind the prompt, on texts it was not trained on.
-        judged = used & (torch.arange(padded.shape[1]) >= prompts[:, None] - 1)
-        agreed = agreement(draft, padded[kept:], places[kept:], judged[kept:])
-        inside = torch.isin(padded[kept:][used[kept:]], token_ids).float().mean()
+        written = chances[kept:].sum(dim=-1) > 0
+        written &= torch.arange(texts.shape[1]) >= prompts[kept:, None] - 1
+        choices = likely[kept:, :, 0]
+        agreed = agreement(draft, texts[kept:], choices, written)
+        inside = torch.isin(choices[written], token_ids).float().mean()
         parameters = sum(one.numel() for one in draft.parameters())
         restore_vocabulary(draft, head)
         step = {"stage": "distill_draft", "layers": self.layers, "vocabulary": len(token_ids)}
@@ -111,42 +118,6 @@ class DistillDraft(Stage):
         return {
             "agreement": agreed,
             "vocabulary": len(token_ids),
-            "text_inside_vocabulary": float(inside),
+            "choices_inside_vocabulary": float(inside),
             "parameters": parameters,
         }
-
-    def _targets(
-        self, ctx: StageContext, texts: Tensor, token_ids: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """The target's likely tokens for all (N, T) texts; resumes at the interrupted batch."""
-        import torch
-
-        from effllm.modules.drafting.distillation import likely_tokens
-
-        model = ctx.input("model", Checkpoint).load_model(self.dtype, ctx.device)
-        batches = texts.split(self.batch_texts)
-        found = []
-        for number, batch in enumerate(batches):
-            name = f"targets-{number:04d}"
-            stored = ctx.load_progress(name)
-            if stored is None:
-                places, probabilities = likely_tokens(model, batch, token_ids, self.top)
-                stored = {"places": places.to(torch.int32), "probabilities": probabilities}
-                ctx.save_progress(name, stored)
-            found.append(stored)
-            ctx.progress(number + 1, len(batches), "batch of the target")
-        return (
-            torch.cat([one["places"] for one in found]),
-            torch.cat([one["probabilities"] for one in found]),
-        )
-
-
-def _padded(texts: list[list[int]]) -> tuple[Tensor, Tensor]:
-    """(N, T) token ids, padded on the right, and (N, T) places whose next token is to be learnt."""
-    import torch
-
-    lengths = torch.tensor([len(one) for one in texts])
-    padded = torch.zeros(len(texts), int(lengths.max()), dtype=torch.long)
-    for row, text in zip(padded, texts, strict=True):
-        row[: len(text)] = torch.tensor(text)
-    return padded, torch.arange(padded.shape[1]) < lengths[:, None] - 1

@@ -1,10 +1,15 @@
 """Let a model write texts that a draft of it can learn from."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from effllm.pipelines.artifacts import Checkpoint, Corpus, Traces
 from effllm.pipelines.stage import Metrics, Stage, StageContext
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,11 +21,13 @@ class GenerateTraces(Stage):
         prompts: number of texts.
         passage_tokens: length of the passage in each prompt.
         max_new_tokens: budget per text.
+        top: likely tokens of the model that are noted at every place.
         batch_size: texts that are written together.
         dtype: of the model.
         seed: of the choice of passages.
     """
 
+    VERSION: ClassVar[int] = 2  # 2: with the likely tokens
     INPUTS: ClassVar = {"model": Checkpoint, "text": Corpus}
     OUTPUT: ClassVar = Traces
 
@@ -28,6 +35,7 @@ class GenerateTraces(Stage):
     prompts: int
     passage_tokens: int
     max_new_tokens: int
+    top: int
     batch_size: int
     dtype: str
     seed: int
@@ -39,7 +47,7 @@ class GenerateTraces(Stage):
 
         from effllm.modules.decoding.packed import pack_linears
         from effllm.modules.drafting.requests import passage_requests
-        from effllm.modules.drafting.traces import greedy_batch
+        from effllm.modules.drafting.traces import write_greedily
         from effllm.pipelines.generate import encode_prompt, end_tokens
 
         checkpoint = ctx.input("model", Checkpoint)
@@ -57,31 +65,43 @@ class GenerateTraces(Stage):
             seed=self.seed,
         )
         ends = end_tokens(model, tokenizer)
-        texts: list[list[int]] = []
-        prompt_lengths: list[int] = []
         batches = _equal_lengths(prompts, self.batch_size)
+        parts = []
         for number, batch in enumerate(batches):
             name = f"batch-{number:04d}"
             stored = ctx.load_progress(name)
             if stored is None:
-                fresh = greedy_batch(model, torch.tensor(batch), self.max_new_tokens, ends)
-                flat = torch.tensor([token for one in fresh for token in one], dtype=torch.int32)
-                stored = {"tokens": flat, "lengths": torch.tensor([len(one) for one in fresh])}
+                found = write_greedily(
+                    model, torch.tensor(batch), self.max_new_tokens, ends, self.top
+                )
+                stored = _flat(batch, *found)
                 ctx.save_progress(name, stored)
-            written = stored["tokens"].split(stored["lengths"].tolist())
-            texts += [[*p, *w.tolist()] for p, w in zip(batch, written, strict=True)]
-            prompt_lengths += [len(prompt) for prompt in batch]
+            parts.append(stored)
             ctx.progress(number + 1, len(batches), "batch")
-        tokens = torch.tensor([token for one in texts for token in one], dtype=torch.int32)
-        save_file(
-            {
-                "tokens": tokens,
-                "lengths": torch.tensor([len(one) for one in texts]),
-                "prompt_lengths": torch.tensor(prompt_lengths),
-            },
-            ctx.workdir / "traces.safetensors",
-        )
-        return {"texts": len(texts), "new_tokens": len(tokens) - sum(prompt_lengths)}
+        traces = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+        save_file(traces, ctx.workdir / "traces.safetensors")
+        prompt_tokens = int(traces["prompt_lengths"].sum())
+        return {"texts": len(prompts), "new_tokens": len(traces["tokens"]) - prompt_tokens}
+
+
+def _flat(
+    prompts: list[list[int]], fresh: list[list[int]], likely: Tensor, probabilities: Tensor
+) -> dict[str, Tensor]:
+    """Texts of one batch behind each other; the last token of each has nothing likely after it."""
+    import torch
+
+    texts = [[*prompt, *new] for prompt, new in zip(prompts, fresh, strict=True)]
+    behind = torch.nn.functional.pad(likely, (0, 0, 0, 1))
+    chances = torch.nn.functional.pad(probabilities, (0, 0, 0, 1))
+    for row, text in enumerate(texts):
+        chances[row, len(text) - 1 :] = 0
+    return {
+        "tokens": torch.tensor([token for text in texts for token in text], dtype=torch.int32),
+        "lengths": torch.tensor([len(text) for text in texts]),
+        "prompt_lengths": torch.tensor([len(prompt) for prompt in prompts]),
+        "likely": torch.cat([behind[i, : len(t)] for i, t in enumerate(texts)]).to(torch.int32),
+        "probabilities": torch.cat([chances[i, : len(t)] for i, t in enumerate(texts)]),
+    }
 
 
 def _equal_lengths(prompts: list[list[int]], batch_size: int) -> list[list[list[int]]]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from effllm.modules import training
-from effllm.modules.drafting import distillation, traces
+from effllm.modules.drafting import traces
 from effllm.modules.errors import DataError
 from effllm.pipelines.artifacts import Checkpoint, Traces
 from effllm.pipelines.graph import build_graph
@@ -12,6 +12,7 @@ from effllm.pipelines.launch import compose, resolve
 from effllm.pipelines.store import Store
 
 STAGES = ("base", "trace_text", "traces", "draft")
+KEYS = ("tokens", "prompt_lengths", "likely", "probabilities")
 
 
 def draft_pipeline(*overrides):
@@ -37,15 +38,12 @@ def interrupted_at(function, call):
     return wrapped
 
 
-def test_stops_at_a_batch_a_target_pass_and_an_epoch_change_nothing(
-    execute, store, monkeypatch, tmp_path
-):
+def test_stops_at_a_batch_and_an_epoch_change_nothing(execute, store, monkeypatch, tmp_path):
     pipeline = draft_pipeline()
     whole = Store(tmp_path / "whole")
     execute(pipeline, store=whole)
     stops = (
-        (traces, "greedy_batch", 2, "traces"),
-        (distillation, "likely_tokens", 2, "draft"),
+        (traces, "write_greedily", 2, "traces"),
         (training._SaveEveryEpoch, "on_train_epoch_end", 2, "draft"),
     )
     for owner, name, call, stage in stops:
@@ -64,14 +62,14 @@ def test_traces_hold_prompts_and_what_the_target_says_after_them(execute, store)
     pipeline = draft_pipeline()
     execute(pipeline, until="traces")
     graph = {one.name: one for one in build_graph(pipeline, store)}
-    texts, prompt_lengths = store.open(
-        graph["traces"].stage, graph["traces"].digest, Traces
-    ).texts()
+    found = store.open(graph["traces"].stage, graph["traces"].digest, Traces).load()
     model = store.open(graph["base"].stage, graph["base"].digest, Checkpoint).load_model("float32")
-    assert len(texts) == 16
-    for text, length in list(zip(texts, prompt_lengths, strict=True))[:4]:
-        logits = model(torch.tensor([text])).logits[0]
-        assert text[length:] == logits[length - 1 : -1].argmax(dim=-1).tolist()
+    assert len(found["tokens"]) == 16
+    for text, length, likely, chances in list(zip(*map(found.get, KEYS), strict=True))[:4]:
+        law = model(text[None]).logits[0].softmax(dim=-1)
+        assert torch.equal(text[length:], law[length - 1 : -1].argmax(dim=-1))
+        torch.testing.assert_close(chances[:-1], law.gather(-1, likely)[:-1])
+        assert not chances[-1].any()
 
 
 def test_a_draft_predicts_only_its_own_tokens_and_stays_an_ordinary_model(execute, store):

@@ -12,7 +12,7 @@ from effllm.modules.drafting.distillation import (
     DraftDistillation,
     agreement,
     distillation_loss,
-    likely_tokens,
+    within_vocabulary,
 )
 from effllm.modules.drafting.requests import REQUESTS, passage_requests
 from effllm.modules.drafting.shape import (
@@ -22,7 +22,7 @@ from effllm.modules.drafting.shape import (
     usual_tokens,
     with_layers,
 )
-from effllm.modules.drafting.traces import greedy_batch
+from effllm.modules.drafting.traces import write_greedily
 from effllm.modules.errors import DataError
 
 
@@ -33,7 +33,12 @@ def some_ids(rows, columns, vocabulary, seed=0):
 
 def test_batched_texts_are_those_of_generate(any_model):
     prompts = some_ids(3, 7, any_model.config.vocab_size)
-    found = greedy_batch(any_model, prompts, 9, frozenset())
+    found, likely, probabilities = write_greedily(any_model, prompts, 9, frozenset(), 5)
+    assert likely.shape == probabilities.shape == (3, 7 + 9 - 1, 5)
+    whole = torch.cat([prompts, torch.tensor(found)], dim=1)
+    law = any_model(whole).logits[:, :-1].softmax(dim=-1)
+    torch.testing.assert_close(law.gather(-1, likely), probabilities)
+    torch.testing.assert_close(law.topk(5).values, probabilities)
     for prompt, tokens in zip(prompts, found, strict=True):
         output = any_model.generate(
             prompt[None],
@@ -48,12 +53,11 @@ def test_batched_texts_are_those_of_generate(any_model):
 
 
 def test_batched_texts_stop_at_their_own_ends(tiny_llama):
-    prompts = some_ids(4, 5, tiny_llama.config.vocab_size)
-    free = greedy_batch(tiny_llama, prompts, 8, frozenset())
+    prompts = some_ids(4, 40, tiny_llama.config.vocab_size)  # longer than a pass of the prefill
+    free = write_greedily(tiny_llama, prompts, 8, frozenset(), 1)[0]
     end = free[0][3]
-    for whole, cut in zip(
-        free, greedy_batch(tiny_llama, prompts, 8, frozenset({end})), strict=True
-    ):
+    stopped = write_greedily(tiny_llama, prompts, 8, frozenset({end}), 1)[0]
+    for whole, cut in zip(free, stopped, strict=True):
         expected = whole[: whole.index(end) + 1] if end in whole else whole
         assert cut == expected
 
@@ -163,30 +167,31 @@ def test_laws_of_a_reduced_draft_are_laws_over_the_targets_tokens(tiny_llama, ge
 
 def test_the_loss_is_the_cross_entropy_to_the_likely_tokens():
     logits = torch.randn(2, 3, 6, generator=torch.Generator().manual_seed(0))
-    places = torch.tensor([[[0, 2], [1, 5], [3, 4]]] * 2)
+    columns = torch.tensor([[[0, 2], [1, 5], [3, 4]]] * 2)
     probabilities = torch.tensor([[[0.5, 0.3], [0.9, 0.05], [0.0, 0.0]]] * 2)
     expected = total = 0.0
     for row in range(2):
         for at in range(3):
             log = logits[row, at].log_softmax(dim=-1)
-            for place, weight in zip(places[row, at], probabilities[row, at], strict=True):
-                expected -= weight * log[place]
+            for column, weight in zip(columns[row, at], probabilities[row, at], strict=True):
+                expected -= weight * log[column]
                 total += weight
-    torch.testing.assert_close(distillation_loss(logits, places, probabilities), expected / total)
+    torch.testing.assert_close(distillation_loss(logits, columns, probabilities), expected / total)
     padding = logits.clone()
     padding[:, 2] = 100.0
-    assert distillation_loss(padding, places, probabilities) == distillation_loss(
-        logits, places, probabilities
+    assert distillation_loss(padding, columns, probabilities) == distillation_loss(
+        logits, columns, probabilities
     )
 
 
-def test_likely_tokens_are_probabilities_under_the_whole_vocabulary(tiny_llama):
+def test_likely_tokens_become_columns_of_the_reduced_head():
+    ids = torch.tensor([[[4, 9], [16, 42]], [[0, 99], [8, 15]]])
+    chances = torch.full(ids.shape, 0.25)
     kept = torch.tensor([4, 8, 15, 16, 23, 42])
-    ids = some_ids(2, 5, tiny_llama.config.vocab_size)
-    places, probabilities = likely_tokens(tiny_llama, ids, kept, 3)
-    law = tiny_llama(ids).logits.softmax(dim=-1)
-    torch.testing.assert_close(law.gather(-1, kept[places]), probabilities)
-    torch.testing.assert_close(probabilities[..., 0], law[..., kept].amax(dim=-1))
+    columns, learnt = within_vocabulary(ids, chances, kept)
+    inside = torch.isin(ids, kept)
+    assert torch.equal(learnt > 0, inside)
+    assert torch.equal(kept[columns][inside], ids[inside])
 
 
 def test_training_brings_the_draft_closer_to_its_target(tiny_llama, tmp_path):
@@ -194,10 +199,12 @@ def test_training_brings_the_draft_closer_to_its_target(tiny_llama, tmp_path):
 
     kept = torch.arange(5, 90)
     texts = some_ids(16, 12, tiny_llama.config.vocab_size)
-    places, probabilities = likely_tokens(tiny_llama, texts, kept, 4)
+    best = tiny_llama(texts).logits.softmax(dim=-1).topk(8)
+    columns, probabilities = within_vocabulary(best.indices, best.values.detach(), kept)
+    choices = best.indices[..., 0]
     draft = reduce_vocabulary(with_layers(tiny_llama, [0]), kept)
     used = torch.ones_like(texts, dtype=torch.bool)
-    before = agreement(draft, texts, places, used)
+    before = agreement(draft, texts, choices, used)
     embedding = draft.get_input_embeddings().weight.clone()
 
     def optimizer(parameters):
@@ -209,8 +216,8 @@ def test_training_brings_the_draft_closer_to_its_target(tiny_llama, tmp_path):
         tmp_path,
         epochs=20,
         device="cpu",
-        tensors=[texts, places, probabilities],
+        tensors=[texts, columns, probabilities],
         batch_size=8,
     )
-    assert agreement(draft.eval(), texts, places, used) > before + 0.1
+    assert agreement(draft.eval(), texts, choices, used) > before + 0.1
     assert torch.equal(draft.get_input_embeddings().weight, embedding)
