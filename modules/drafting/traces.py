@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from effllm.modules.decoding.cache import SlotCache
 
-_PREFILL = 32  # tokens per pass: bounds the memory that logits of whole prompts take
+_PREFILL = 8  # tokens of each prompt per pass: logits of whole prompts take gigabytes
 
 
 @torch.no_grad()
@@ -32,7 +32,8 @@ def write_greedily(
 
     Returns:
         B lists of new tokens, an ending token included; (B, T + n - 1, top) token ids, the most
-        likely first, of which row t is about token t + 1; and their probabilities, float32.
+        likely first, of which row t is about token t + 1; and their probabilities,
+        float32 with the precision of the model's dtype.
     """
     cache = SlotCache(int(model.config.get_text_config(decoder=True).num_hidden_layers))
 
@@ -45,9 +46,8 @@ def write_greedily(
             past_key_values=cache,
             use_cache=True,
         ).logits
-        best = logits.topk(top, dim=-1)
-        scale = logits.float().logsumexp(dim=-1, keepdim=True)
-        likely.append((best.indices.cpu(), (best.values.float() - scale).exp().cpu()))
+        best = logits.topk(top, dim=-1).indices
+        likely.append((best.cpu(), logits.softmax(dim=-1).gather(-1, best).float().cpu()))
         choice: Tensor = logits[:, -1].argmax(dim=-1, keepdim=True)
         return choice
 

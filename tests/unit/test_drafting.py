@@ -53,7 +53,7 @@ def test_batched_texts_are_those_of_generate(any_model):
 
 
 def test_batched_texts_stop_at_their_own_ends(tiny_llama):
-    prompts = some_ids(4, 40, tiny_llama.config.vocab_size)  # longer than a pass of the prefill
+    prompts = some_ids(4, 20, tiny_llama.config.vocab_size)  # longer than a pass of the prefill
     free = write_greedily(tiny_llama, prompts, 8, frozenset(), 1)[0]
     end = free[0][3]
     stopped = write_greedily(tiny_llama, prompts, 8, frozenset({end}), 1)[0]
