@@ -5,7 +5,7 @@ VENV   ?= .venv
 SCALE  ?= cpu
 RUN     = $(VENV)/bin/effllm run
 
-.PHONY: help install sds sds-ablation sds-search sds-seeds fly fly-accuracy smoke test test-all check bench clean
+.PHONY: help install sds sds-ablation sds-search sds-seeds fly fly-accuracy smoke test test-all check bench bench-exactness clean
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+: *.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 18
@@ -61,6 +61,9 @@ check: install   ## format, lint, types, import rules
 
 bench: install $(VENV)-peer/installed  ## our one-shot pruning against llm-compressor, alternating
 	$(VENV)/bin/python -m effllm.pipelines.bench.oneshot --peer-python $(VENV)-peer/bin/python
+
+bench-exactness: install  ## exact decoding against generate, token for token, in float32
+	$(VENV)/bin/python -m effllm.pipelines.bench.exactness
 
 $(VENV)-peer/installed:
 	$(PYTHON) -m venv $(VENV)-peer

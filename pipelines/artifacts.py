@@ -57,14 +57,21 @@ class Checkpoint(Artifact):
 
     kind = "checkpoint"
 
-    def load_model(self, dtype: str, device: str = "cpu") -> PreTrainedModel:
-        """The model in `dtype` on `device`, ready for inference."""
+    def load_model(
+        self, dtype: str, device: str = "cpu", device_map: str | None = None
+    ) -> PreTrainedModel:
+        """The model in `dtype`, ready for inference, on `device` or as `device_map` spreads it."""
         from transformers import AutoModelForCausalLM
 
         model = AutoModelForCausalLM.from_pretrained(
-            self.path, dtype=dtype, local_files_only=True, use_safetensors=True
+            self.path,
+            dtype=dtype,
+            local_files_only=True,
+            use_safetensors=True,
+            device_map=device_map,
         )
-        model.to(device)  # type: ignore[arg-type] # its wrapper hides the method
+        if device_map is None:
+            model.to(device)  # type: ignore[arg-type] # its wrapper hides the method
         return model.eval()
 
     def load_draft(self, dtype: str, device: str = "cpu") -> PreTrainedModel:

@@ -234,6 +234,7 @@ class Run:
             log=lambda metrics, step=None: tracker.log(metrics, step),
             progress=self.display.progress,
             warn=warn,
+            device_map=self.options.device_map,
         )
         published: Path | None = None
         metrics: Metrics = {}

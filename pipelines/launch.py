@@ -203,6 +203,7 @@ def _options(sections: dict[str, Any], device: str) -> Options:
         refresh=tuple(execute["refresh"]),
         on_error=execute["on_error"],
         device=device,
+        device_map=sections["trainer"]["device_map"],
     )
 
 

@@ -22,12 +22,14 @@ class Options:
         refresh: instances to compute again though their results are complete.
         on_error: `stop`, or `continue` with what does not depend on the failed stage.
         device: torch device string.
+        device_map: how decoding stages place large models, as in transformers; None: on `device`.
     """
 
     until: str | None = None
     refresh: tuple[str, ...] = ()
     on_error: str = "stop"
     device: str = "cpu"
+    device_map: str | None = None
 
 
 def plan_statuses(instances: list[Instance], store: Store, options: Options) -> dict[str, str]:

@@ -99,6 +99,7 @@ class StageContext:
         log: records metrics while running, `log({"loss": 1.0}, step=3)`.
         progress: reports units done, `progress(done, total, "block")`.
         warn: records that a fallback was taken; shown, counted and stored.
+        device_map: transformers' word for how a model too large for `device` is spread, or None.
     """
 
     instance: str
@@ -109,6 +110,7 @@ class StageContext:
     log: Callable[..., None]
     progress: Callable[[int, int, str], None]
     warn: Callable[[str], None] = field(default=lambda message: None)
+    device_map: str | None = None
 
     def input(self, slot: str, kind: type[AnyArtifact]) -> AnyArtifact:
         """The artifact of a single-valued slot."""

@@ -31,6 +31,7 @@ def verdicts(bench: Bench) -> list[Verdict]:
                     f"Exact decoding beats plain decoding in speed ({about.drafter}).",
                     "Speed ratio",
                     bench.speed_ratio(arm, "plain"),
+                    ours=True,
                 )
             )
     for arm, about in bench.about.items():
@@ -126,12 +127,13 @@ def _ablation(bench: Bench, without: Arm, about: Arm) -> Verdict:
     )
 
 
-def _above_one(claim: str, measure: str, ratio: Interval) -> Verdict:
+def _above_one(claim: str, measure: str, ratio: Interval, *, ours: bool = False) -> Verdict:
+    word = "supported" if ours else "reproduced"
     outcome = "inconclusive"
     if ratio.low > 1:
-        outcome = "reproduced"
+        outcome = word
     elif ratio.high < 1:
-        outcome = "not reproduced"
+        outcome = f"not {word}"
     return Verdict(claim, outcome, f"{measure} {interval(ratio, 2)}.")
 
 

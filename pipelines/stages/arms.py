@@ -45,7 +45,7 @@ class DecodingModels:
         from effllm.modules.decoding.packed import pack_linears
 
         checkpoint = ctx.input("model", Checkpoint)
-        target = checkpoint.load_model(dtype, ctx.device)
+        target = checkpoint.load_model(dtype, ctx.device, ctx.device_map)
         drafts = [one.load_draft(dtype, ctx.device) for one in ctx.input_list("drafts", Checkpoint)]
         layers = sum(pack_linears(one) for one in (target, *drafts)) if packed else 0
         return cls(checkpoint, target, checkpoint.load_tokenizer(), drafts, layers)

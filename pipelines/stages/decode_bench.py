@@ -53,7 +53,8 @@ class DecodeBench(Stage):
         models = DecodingModels.load(ctx, self.dtype, packed=self.packed)
         checkpoint, tokenizer = models.checkpoint, models.tokenizer
         # transformers' own decoding runs the model as it is, with weights that are not packed.
-        stock = dataclasses.replace(models, target=checkpoint.load_model(self.dtype, ctx.device))
+        target = checkpoint.load_model(self.dtype, ctx.device, ctx.device_map)
+        stock = dataclasses.replace(models, target=target)
         arms = {
             name: _Arm(arm, stock if "library" in arm else models, self.max_new_tokens, self.seed)
             for name, arm in self.arms.items()

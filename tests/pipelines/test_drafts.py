@@ -85,6 +85,19 @@ def test_a_draft_predicts_only_its_own_tokens_and_stays_an_ordinary_model(execut
     assert draft.history[-1]["stage"] == "distill_draft"
 
 
+def test_a_target_that_is_spread_over_devices_decodes_the_same(execute, store):
+    pipeline = draft_pipeline()
+    execute(pipeline, until="base")
+    base = build_graph({"base": pipeline["base"]}, store)[0]
+    checkpoint = store.open(base.stage, base.digest, Checkpoint)
+    texts = []
+    for device_map in (None, "auto"):
+        model = checkpoint.load_model("float32", device_map=device_map)
+        assert hasattr(model, "hf_device_map") is (device_map is not None)
+        texts.append(traces.write_greedily(model, torch.arange(1, 9)[None], 6, frozenset(), 1)[0])
+    assert texts[0] == texts[1]
+
+
 def test_too_few_traces_are_refused(execute):
     with pytest.raises(DataError, match="leave 1 to train on and 0 to measure on"):
         execute(draft_pipeline("budget.trace_prompts=1"))
