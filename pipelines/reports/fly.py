@@ -25,6 +25,17 @@ def verdicts(bench: Bench) -> list[Verdict]:
     """One per claim, from paired differences."""
     found = []
     for arm, about in bench.about.items():
+        own = next((one for one in bench.about.values() if _is_own_version(one, about)), None)
+        if own is not None:
+            found.append(
+                _above_one(
+                    f"Our loop decodes faster than {about.title}.",
+                    "Speed ratio",
+                    bench.speed_ratio(own.key, arm),
+                    ours=True,
+                )
+            )
+    for arm, about in bench.about.items():
         if about.speculates and about.lossless:
             found.append(
                 _above_one(
@@ -63,6 +74,16 @@ def verdicts(bench: Bench) -> list[Verdict]:
 
 def _is_exact(one: Arm, other: Arm) -> bool:
     return one.speculates and one.lossless and one.same_drafts(other)
+
+
+def _is_own_version(one: Arm, library: Arm) -> bool:
+    """Whether an arm of ours does what an arm of transformers does."""
+    if one.about["library"] or not one.lossless or one.about["draft"] is not None:
+        return False
+    kind = library.about["library"]
+    return (kind == "plain" and not one.speculates) or (
+        kind == "lookup" and one.speculates and one.tokens == library.tokens
+    )
 
 
 def _quality(bench: Bench, about: Arm) -> Verdict:
