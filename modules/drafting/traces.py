@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from effllm.modules.decoding.attention import group_queries
 from effllm.modules.decoding.cache import SlotCache
 
 _PREFILL = 8  # tokens of each prompt per pass: logits of whole prompts take gigabytes
@@ -24,7 +25,7 @@ def write_greedily(
     """Continue prompts of equal length, one token of all of them per pass.
 
     Args:
-        model: the target.
+        model: the target; attends as a `ModelRunner` does from now on.
         prompts: (B, T) token ids, without padding.
         max_new_tokens: budget per prompt, at least 1.
         ends: token ids that end a text.
@@ -35,6 +36,7 @@ def write_greedily(
         likely first, of which row t is about token t + 1; and their probabilities,
         float32 with the precision of the model's dtype.
     """
+    group_queries(model)
     cache = SlotCache(int(model.config.get_text_config(decoder=True).num_hidden_layers))
 
     def judge(fed: Tensor) -> Tensor:
