@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from effllm.modules.data.prompts import Prompt
     from effllm.modules.data.sources import Document
     from effllm.modules.decoding.recording import RecordedBlock
+    from effllm.modules.evaluation.divergence import Teacher
+    from effllm.modules.structural.supernet import Supernet
 
 HISTORY_FILE = "effllm.json"
 VOCABULARY_FILE = "draft_vocabulary.safetensors"
@@ -59,11 +61,9 @@ class Checkpoint(Artifact):
 
     def load_model(self, dtype: str, device: str = "cpu") -> PreTrainedModel:
         """The model in `dtype` on `device`, ready for inference."""
-        from transformers import AutoModelForCausalLM
+        from effllm.modules.structural.compact import load_any
 
-        model = AutoModelForCausalLM.from_pretrained(
-            self.path, dtype=dtype, local_files_only=True, use_safetensors=True
-        )
+        model = load_any(self.path, dtype)
         model.to(device)  # type: ignore[arg-type] # its wrapper hides the method
         return model.eval()
 
@@ -79,9 +79,9 @@ class Checkpoint(Artifact):
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's tokenizer."""
-        from transformers import AutoTokenizer
+        from effllm.modules.structural.compact import load_tokenizer
 
-        return AutoTokenizer.from_pretrained(self.path, local_files_only=True)
+        return load_tokenizer(self.path)
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -112,12 +112,14 @@ def write_checkpoint(
     history: list[dict[str, Any]],
     masks: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write a Checkpoint's files; masks are stored with eight weights a byte."""
+    """Write a Checkpoint's files; masks with eight weights a byte, uneven models with their code."""
     from safetensors.torch import save_file
 
     from effllm.modules.sparsity.masks import pack_mask
+    from effllm.modules.structural.compact import save_code
 
     model.save_pretrained(folder)
+    save_code(model, folder)
     tokenizer.save_pretrained(folder)
     write_json(folder / HISTORY_FILE, {"history": history})
     if masks is not None:
@@ -275,6 +277,62 @@ class Sweep(Artifact):
     """What other rules would have made of recorded blocks: `sweep.jsonl`, a rule per line."""
 
     kind = "sweep"
+
+
+class SupernetFiles(Artifact):
+    """Every key matrix at several sparsities: one file each, and `supernet.json`."""
+
+    kind = "supernet"
+
+    def open(self) -> Supernet:
+        """The supernet; matrices are read when they are asked for.
+
+        Raises:
+            ArtifactError: if a file is missing.
+        """
+        from effllm.modules.structural.supernet import Supernet
+
+        return Supernet.open(self.path, self.label)
+
+
+class Allocation(Artifact):
+    """A level for every sub-layer, `allocation.json`, and how it was found, `history.jsonl`."""
+
+    kind = "allocation"
+
+    @property
+    def supernet(self) -> str:
+        """Label of the supernet that it belongs to."""
+        return str(self.read_json("allocation.json")["supernet"])
+
+    def removed(self) -> dict[str, int]:
+        """Sub-layer name -> removed units."""
+        return dict(self.read_json("allocation.json")["removed"])
+
+
+class TeacherRecord(Artifact):
+    """A model's likeliest tokens at every position of some windows."""
+
+    kind = "teacher"
+
+    def teachers(self) -> list[Teacher]:
+        """One per window."""
+        from safetensors.torch import load_file
+
+        from effllm.modules.evaluation.divergence import Teacher
+
+        stored, kind = load_file(self.path / "teacher.safetensors"), self.read_json("teacher.json")
+        ids = stored.get("ids")
+        return [
+            Teacher(kind["kind"], None if ids is None else ids[number].long(), log_probs)
+            for number, log_probs in enumerate(stored["log_probs"])
+        ]
+
+
+class Speeds(Artifact):
+    """Times of several models on the same passes: `speeds.jsonl`, one pass per line."""
+
+    kind = "speeds"
 
 
 class Report(Artifact):

@@ -1,0 +1,226 @@
+"""Which level in which sub-layer: a (1 + lambda) evolution with selection in stages.
+
+A state names one level per sub-layer. A move makes one sub-layer denser and another sparser by one
+level, so that budgets are kept exactly. Many children are judged on few tokens, the best of them on
+more; the parent joins the last stage and stays if no child beats it.
+
+Source: Týr-the-Pruner, section 2.4 and search_sparsity_dist.py (after EvoPress). Ours: legal places
+are listed before one is drawn, so that drawing ends; draws are bounded.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Generator
+
+from effllm.modules.errors import ConfigError, NumericalError
+from effllm.modules.structural.units import KINDS, SubLayer
+
+State = tuple[int, ...]
+Fitness = Callable[[State, int], float]
+
+_TRIES = 30  # draws per wanted child
+
+
+class Budget(Protocol):
+    """What every state must keep."""
+
+    def groups(self, layers: Sequence[SubLayer]) -> list[list[int]]:
+        """Places that may trade with each other."""
+
+    def allows(self, state: State) -> bool:
+        """Whether a state is within the budget."""
+
+
+@dataclass(frozen=True)
+class UnitBudget:
+    """As many heads, and as many neurons, as the first state: the paper's budget."""
+
+    def groups(self, layers: Sequence[SubLayer]) -> list[list[int]]:
+        """Attention trades with attention, feed-forward with feed-forward."""
+        return [[i for i, one in enumerate(layers) if one.kind == kind] for kind in KINDS]
+
+    def allows(self, state: State) -> bool:
+        """Trades within a kind keep it."""
+        return True
+
+
+@dataclass(frozen=True)
+class CostBudget:
+    """A cost per sub-layer and level, whose sum stays below a limit and near it.
+
+    Args:
+        costs: costs[place][level].
+        limit: most that a state may cost.
+        band: a state must cost at least (1 - band) * limit.
+
+    Source: ours.
+    """
+
+    costs: list[list[float]]
+    limit: float
+    band: float
+
+    def groups(self, layers: Sequence[SubLayer]) -> list[list[int]]:
+        """Heads trade with neurons, too."""
+        return [list(range(len(layers)))]
+
+    def total(self, state: State) -> float:
+        """Cost of a state."""
+        return sum(self.costs[place][level] for place, level in enumerate(state))
+
+    def allows(self, state: State) -> bool:
+        """Whether the cost is within the band."""
+        return (1 - self.band) * self.limit <= self.total(state) <= self.limit
+
+
+@dataclass(frozen=True)
+class Space:
+    """Sub-layers with their levels, rising in removed units.
+
+    Attributes:
+        layers: the sub-layers.
+        removals: removals[place][level], removed units.
+    """
+
+    layers: Sequence[SubLayer]
+    removals: Sequence[Sequence[int]]
+
+    def state(self, removed: Sequence[int]) -> State:
+        """The state with these removed units; they must be levels."""
+        return tuple(
+            list(levels).index(one) for levels, one in zip(self.removals, removed, strict=True)
+        )
+
+    def removed(self, state: State) -> list[int]:
+        """Removed units per sub-layer."""
+        return [levels[one] for levels, one in zip(self.removals, state, strict=True)]
+
+
+def mutate(
+    parent: State, space: Space, budget: Budget, generator: Generator, most_moves: int
+) -> State | None:
+    """A child by one or a few moves, biased to few; None if no move is legal.
+
+    The number of moves is the smaller of two draws from 1..most_moves.
+    """
+    draws = torch.randint(1, most_moves + 1, (2,), generator=generator)
+    child, groups = list(parent), budget.groups(space.layers)
+    for _ in range(int(draws.min())):
+        pairs = [
+            (denser, [one for one in sparser if one != denser])
+            for group in groups
+            for sparser in [[p for p in group if child[p] + 1 < len(space.removals[p])]]
+            for denser in group
+            if child[denser] > 0
+        ]
+        pairs = [(denser, sparser) for denser, sparser in pairs if sparser]
+        if not pairs:
+            break
+        denser, sparser = pairs[_draw(len(pairs), generator)]
+        child[denser] -= 1
+        child[sparser[_draw(len(sparser), generator)]] += 1
+    return tuple(child) if tuple(child) != parent else None
+
+
+def children(
+    parent: State,
+    space: Space,
+    budget: Budget,
+    generator: Generator,
+    *,
+    count: int,
+    most_moves: int,
+) -> list[State]:
+    """Up to `count` different children within the budget; fewer where there are too few."""
+    found: dict[State, None] = {}
+    for _ in range(_TRIES * count):
+        child = mutate(parent, space, budget, generator, most_moves)
+        if child is not None and budget.allows(child):
+            found[child] = None
+        if len(found) == count:
+            break
+    return list(found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evolution:
+    """Settings of the search, and one generation of it.
+
+    Args:
+        offspring: children per generation (lambda).
+        stage_tokens: tokens that each stage judges on, rising.
+        survivors: candidates left after each stage; 1 after the last.
+        generations: in all.
+        keep_batches: generations that share their text; 1 draws it anew each time, as the paper.
+        most_moves: see `mutate`.
+        patience: generations without a new parent after which the search ends; 0 never.
+    """
+
+    offspring: int
+    stage_tokens: list[int]
+    survivors: list[int]
+    generations: int
+    keep_batches: int = 1
+    most_moves: int = 4
+    patience: int = 0
+
+    def __post_init__(self) -> None:
+        falling = [self.offspring, *self.survivors]
+        if (
+            len(self.stage_tokens) != len(self.survivors)
+            or not self.survivors
+            or self.survivors[-1] != 1
+            or falling != sorted(falling, reverse=True)
+            or min(self.stage_tokens) < 2
+            or self.stage_tokens != sorted(self.stage_tokens)
+        ):
+            raise ConfigError(
+                "search: stage_tokens must rise from 2 or more, and survivors fall from offspring "
+                f"to 1 with one entry per stage; found {self.stage_tokens}, {self.survivors}, "
+                f"offspring {self.offspring}"
+            )
+        if min(self.keep_batches, self.most_moves) < 1 or min(self.generations, self.patience) < 0:
+            raise ConfigError("search: keep_batches and most_moves start at 1, the others at 0")
+
+    def generation(
+        self,
+        parent: State,
+        space: Space,
+        budget: Budget,
+        fitness: Fitness,
+        generator: Generator,
+    ) -> tuple[State, list[dict[State, float]]]:
+        """The next parent, and the fitness of every candidate of every stage (less is better).
+
+        Raises:
+            NumericalError: if a fitness is not finite.
+        """
+        pool = children(
+            parent,
+            space,
+            budget,
+            generator,
+            count=self.offspring,
+            most_moves=self.most_moves,
+        )
+        judged: list[dict[State, float]] = []
+        for stage, survivors in enumerate(self.survivors):
+            last = stage == len(self.survivors) - 1
+            # First in line, so that a tie keeps the parent.
+            candidates = [parent, *pool] if last else pool
+            scores = {one: fitness(one, stage) for one in candidates}
+            if any(value != value or value == float("inf") for value in scores.values()):
+                raise NumericalError(
+                    f"the fitness of a candidate is not finite at stage {stage + 1}; try "
+                    "budget.dtype=float32"
+                )
+            judged.append(scores)
+            pool = sorted(scores, key=lambda one: scores[one])[:survivors]
+        return pool[0], judged
+
+
+def _draw(count: int, generator: Generator) -> int:
+    return int(torch.randint(count, (1,), generator=generator))
