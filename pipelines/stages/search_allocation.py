@@ -83,7 +83,7 @@ class SearchAllocation(Stage):
         rows = ctx.load_rows()
         parent: State = tuple(rows[-1]["parent"]) if rows else centre
         text = -1
-        for generation in range(len(rows), self.evolution.generations):
+        for generation in range(len(rows), self.evolution.steps):
             if self._settled(rows):
                 break
             started, before = time.perf_counter(), (fitness.evaluations, fitness.full_evaluations)
@@ -91,8 +91,13 @@ class SearchAllocation(Stage):
                 text = generation // self.evolution.keep_batches
                 fitness.use_text(self._draw(ctx, windows, text))
             fitness.start_from(parent)
-            winner, judged = self.evolution.generation(
-                parent, space, budget, fitness, ctx.generator(f"moves of generation {generation}")
+            winner, judged = self.evolution.step(
+                generation,
+                parent,
+                space,
+                budget,
+                fitness,
+                ctx.generator(f"moves of generation {generation}"),
             )
             rows.append(
                 {
@@ -101,6 +106,7 @@ class SearchAllocation(Stage):
                     "changed": winner != parent,
                     "fitness": judged[-1][winner],
                     "parent_fitness": judged[-1][parent],
+                    "guided": generation < self.evolution.guided,
                     "text": text,
                     "candidates": [len(one) for one in judged],
                     "best": [min(one.values()) for one in judged],
@@ -112,7 +118,7 @@ class SearchAllocation(Stage):
             parent = winner
             ctx.save_rows(rows)
             ctx.log({"fitness": judged[-1][winner]}, step=generation)
-            ctx.progress(generation + 1, self.evolution.generations, "generation")
+            ctx.progress(generation + 1, self.evolution.steps, "generation")
         # What an interruption changes, counts and times, is no part of the result.
         effort = ("seconds", "block_evaluations", "full_block_evaluations")
         history = [{k: v for k, v in row.items() if k not in effort} for row in rows]
