@@ -172,9 +172,7 @@ def shrink(model: PreTrainedModel, blocks: nn.ModuleList) -> None:
         _shrink_feed_forward(model, block, size)
 
 
-def _shrink_attention(
-    model: PreTrainedModel, block: Any, size: dict[str, Any], index: int
-) -> None:
+def _shrink_attention(model: PreTrainedModel, block: Any, size: dict[str, Any], index: int) -> None:
     width, heads = model.config.hidden_size, int(size["heads"])
     attention, opt = block.self_attn, hasattr(block, "fc1")
     if not heads:

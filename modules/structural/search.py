@@ -145,9 +145,7 @@ def children(
     return list(found)
 
 
-def guided_children(
-    parent: State, space: Space, budget: Budget, fitness: Fitness
-) -> list[State]:
+def guided_children(parent: State, space: Space, budget: Budget, fitness: Fitness) -> list[State]:
     """Children by the trades that pay most when each change is looked at alone.
 
     Every sub-layer is tried one level denser and one level sparser on the text of the first stage.

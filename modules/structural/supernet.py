@@ -216,9 +216,7 @@ class Supernet:
                 f"supernet {self.label}: {sublayer.name}.safetensors lacks the weights of the level "
                 f"with {removed} removed units; build it again"
             )
-        return Kept(
-            stored[f"kept-{removed}"].long(), stored[f"weight-{removed}"].to(weight.dtype)
-        )
+        return Kept(stored[f"kept-{removed}"].long(), stored[f"weight-{removed}"].to(weight.dtype))
 
     def _stored(self, name: str) -> dict[str, Tensor]:
         file = self.folder / f"{name}.safetensors"

@@ -185,6 +185,27 @@ def _sizes(row: Row, dense: Row | None) -> list[str]:
     ]
 
 
+class Speedup:
+    """A model's speed over the dense one, round by round in the same process.
+
+    Attributes:
+        row: the model.
+        prefill: ratio of mean seconds of a prompt, dense over this model, with its interval.
+        decode: the same of decoding.
+        prefill_seconds: mean.
+        tokens_per_second: decoded tokens over seconds.
+    """
+
+    def __init__(self, row: Row, mine: list[Any], dense: list[Any], resamples: int) -> None:
+        self.row = row
+        self.prefill = _ratio(mine, dense, "prefill_seconds", resamples)
+        self.decode = _ratio(mine, dense, "decode_seconds", resamples)
+        self.prefill_seconds = float(np.mean([one["prefill_seconds"] for one in mine]))
+        self.tokens_per_second = sum(one["tokens"] for one in mine) / sum(
+            one["decode_seconds"] for one in mine
+        )
+
+
 def verdicts(data: Comparison, speeds: Sequence[Speedup]) -> list[Verdict]:
     """One verdict per claim, from paired differences."""
     found = []
@@ -222,6 +243,28 @@ def verdicts(data: Comparison, speeds: Sequence[Speedup]) -> list[Verdict]:
     for one in speeds:
         if one.row.base == "searched":
             found += _speed_verdicts(one)
+    return found + _part_verdicts(data)
+
+
+def _part_verdicts(data: Comparison) -> list[Verdict]:
+    """Whether each part of the method helps: the usual model against the one without the part."""
+    found = []
+    for row in data.rows:
+        base = {"second": "local"}.get(row.base, row.base.removesuffix("_variant"))
+        usual = data.find(base, _VARIANT, row.pattern)
+        if base == row.base or usual is None:
+            continue
+        change = data.relative(usual, row, "heldout")
+        found.append(
+            verdict(
+                f"At {row.pattern} {usual.method} beats {row.method}.",
+                change,
+                f"Held-out {signed(change)} %, test {signed(data.relative(usual, row))} % (paired "
+                "by window).",
+                margin=0.0,
+                paper=row.base == "second" or "accumulation" in row.method,
+            )
+        )
     return found
 
 
@@ -249,31 +292,14 @@ def _speed_verdicts(speedup: Speedup) -> list[Verdict]:
     return found
 
 
-class Speedup:
-    """A model's speed over the dense one, round by round in the same process.
-
-    Attributes:
-        row: the model.
-        prefill, decode: ratio of mean seconds, dense over this model, with its interval.
-        prefill_seconds, tokens_per_second: means.
-    """
-
-    def __init__(self, row: Row, mine: list[Any], dense: list[Any], resamples: int) -> None:
-        self.row = row
-        self.prefill = _ratio(mine, dense, "prefill_seconds", resamples)
-        self.decode = _ratio(mine, dense, "decode_seconds", resamples)
-        self.prefill_seconds = float(np.mean([one["prefill_seconds"] for one in mine]))
-        self.tokens_per_second = sum(one["tokens"] for one in mine) / sum(
-            one["decode_seconds"] for one in mine
-        )
-
-
 def _ratio(mine: list[Any], dense: list[Any], key: str, resamples: int) -> Interval:
     pairs = np.array([[a[key], b[key]] for a, b in zip(mine, dense, strict=True)])
     return bootstrap(pairs, transform=lambda m: m[..., 1] / m[..., 0], resamples=resamples)
 
 
-def gather_speeds(artifacts: Sequence[Speeds], rows: Sequence[Row], resamples: int) -> list[Speedup]:
+def gather_speeds(
+    artifacts: Sequence[Speeds], rows: Sequence[Row], resamples: int
+) -> list[Speedup]:
     """Speeds of all measured models, in the order of the rows."""
     found = []
     for artifact in artifacts:

@@ -96,9 +96,7 @@ def write_smaller(
 
     make = compact_model if layout == "compact" else stock_model
     smaller = make(model, layers, kept)
-    write_checkpoint(
-        ctx.workdir, smaller, checkpoint.load_tokenizer(), [*checkpoint.history, step]
-    )
+    write_checkpoint(ctx.workdir, smaller, checkpoint.load_tokenizer(), [*checkpoint.history, step])
     metrics: Metrics = {
         "parameters": sum(one.numel() for one in smaller.parameters()),
         "dense_parameters": sum(one.numel() for one in model.parameters()),

@@ -156,8 +156,10 @@ class SearchAllocation(Stage):
     def _settled(self, rows: list[dict[str, Any]]) -> bool:
         """Whether patience has run out."""
         patience = self.evolution.patience
-        return bool(patience) and len(rows) >= patience and not any(
-            row["changed"] for row in rows[-patience:]
+        return (
+            bool(patience)
+            and len(rows) >= patience
+            and not any(row["changed"] for row in rows[-patience:])
         )
 
     def _check(self, windows: Tensor) -> None:

@@ -73,9 +73,7 @@ def test_logits_equal_the_dense_model_with_zeros(family, plan):
     mask = torch.ones(3, 20, dtype=torch.long)
     mask[0, :5] = mask[1, :2] = 0
     whole = [one(ids, attention_mask=mask).logits for one in (masked, compact)]
-    torch.testing.assert_close(
-        whole[0][mask.bool()], whole[1][mask.bool()], rtol=1e-5, atol=1e-5
-    )
+    torch.testing.assert_close(whole[0][mask.bool()], whole[1][mask.bool()], rtol=1e-5, atol=1e-5)
     stepped = []
     for model in (masked, compact):
         cache = DynamicCache(config=model.config)

@@ -155,9 +155,7 @@ def test_scale_order_and_dead_inputs_do_not_matter():
     dead = pruner.eliminate(wide, padded, size=1, removals=[0, 6])
     assert dead.order == [12, *plain.order]  # a dead input goes first
     # Its mean diagonal is that of `gram`, whose values are a 12th larger: a little less damping.
-    torch.testing.assert_close(
-        dead.levels[1].weight, plain.levels[1].weight, rtol=5e-3, atol=5e-3
-    )
+    torch.testing.assert_close(dead.levels[1].weight, plain.levels[1].weight, rtol=5e-3, atol=5e-3)
 
 
 def test_fewer_tokens_than_inputs_stay_finite():
