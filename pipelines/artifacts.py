@@ -112,7 +112,7 @@ def write_checkpoint(
     history: list[dict[str, Any]],
     masks: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write a Checkpoint's files; masks with eight weights a byte, uneven models with their code."""
+    """Write a Checkpoint's files; masks at eight weights a byte, uneven models with their code."""
     from safetensors.torch import save_file
 
     from effllm.modules.sparsity.masks import pack_mask

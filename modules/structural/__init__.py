@@ -1,1 +1,1 @@
-"""Structural pruning: whole attention heads and feed-forward neurons, and the models that are left."""
+"""Structural pruning: whole heads and feed-forward neurons, and the models that are left."""

@@ -11,7 +11,6 @@ from typing import Literal, Protocol
 import torch
 from torch import Generator, Tensor
 from torch.nn.functional import cosine_similarity
-from transformers import PreTrainedModel
 
 from effllm.modules.errors import ConfigError
 from effllm.modules.modeling.stream import BlockStream

@@ -26,7 +26,7 @@ class BudgetFactory(Protocol):
     """Makes the budget of a search."""
 
     def build(self, levels: LevelModel, centre: State, known: Table | None = None) -> Budget:
-        """The budget for a supernet whose search starts at `centre`; `known` is not measured anew."""
+        """The budget of a search that starts at `centre`; a known table is not measured anew."""
 
 
 @dataclass(frozen=True)

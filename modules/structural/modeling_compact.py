@@ -4,8 +4,8 @@ This file travels with the checkpoints and needs nothing but torch and transform
 is its stock model with smaller projections, described block by block in `config.compact_layers`:
 
 * `heads`, `neurons`: what is left; 0 leaves the whole sub-layer out, and with it its input norm;
-* `kv_heads`, `kv_index`: key-value heads, and which of them each head reads. Null: read as stock code
-  does, in equal groups;
+* `kv_heads`, `kv_index`: key-value heads, and which of them each head reads. Null: read as stock
+  code does, in equal groups;
 * `attention_bias`, `ffn_bias`: whether the output projection has a bias.
 """
 

@@ -1,7 +1,7 @@
 """Forward passes that start behind blocks whose outputs are known already.
 
-A search changes a few blocks of a model at a time. What enters the first changed block is the same as
-before, so the pass starts there: the same numbers to the last bit, with fewer block evaluations.
+A search changes a few blocks of a model at a time. What enters the first changed block is the same
+as before, so the pass starts there: the same numbers to the last bit, fewer block evaluations.
 """
 
 from collections.abc import Iterator

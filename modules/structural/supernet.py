@@ -1,9 +1,9 @@
 """A supernet: every key matrix at several sparsities, pruned block by block.
 
 Behind each pruned matrix the following sub-layers see the expectation over its levels, weighted by
-the kept share: X' = sum_e w_e X V_e with w_e = (1 - S_e) / sum (1 - S). The key matrix is linear, so
-that is one pass with the mean weight. Levels are whole units: the centre plus and minus multiples of
-a step.
+the kept share: X' = sum_e w_e X V_e with w_e = (1 - S_e) / sum (1 - S). The key matrix is linear,
+so that is one pass with the mean weight. Levels are whole units: the centre plus and minus
+multiples of a step.
 """
 
 import json
@@ -202,8 +202,8 @@ class Supernet:
         """
         if removed not in self.removals[sublayer.name]:
             raise ArtifactError(
-                f"supernet {self.label}: {sublayer.name} has no level with {removed} removed units; "
-                f"it has {self.removals[sublayer.name]}"
+                f"supernet {self.label}: {sublayer.name} has no level with {removed} removed "
+                f"units; it has {self.removals[sublayer.name]}"
             )
         weight = key_matrix(model, sublayer).read()
         if removed == 0:
@@ -213,8 +213,8 @@ class Supernet:
         stored = self._stored(sublayer.name)
         if f"weight-{removed}" not in stored:
             raise ArtifactError(
-                f"supernet {self.label}: {sublayer.name}.safetensors lacks the weights of the level "
-                f"with {removed} removed units; build it again"
+                f"supernet {self.label}: {sublayer.name}.safetensors lacks the weights of the "
+                f"level with {removed} removed units; build it again"
             )
         return Kept(stored[f"kept-{removed}"].long(), stored[f"weight-{removed}"].to(weight.dtype))
 

@@ -111,8 +111,8 @@ def parts_of(block: nn.Module) -> dict[str, str]:
             return parts
     raise UnsupportedModelError(
         f"{type(block).__name__}: expected separate q, k, v and output projections and a "
-        f"feed-forward network of two or three layers, found {', '.join(sorted(linear)) or 'none'};"
-        " fused projections and mixtures of experts are not supported"
+        f"feed-forward network of two or three layers, found "
+        f"{', '.join(sorted(linear)) or 'none'}; fused projections and mixtures of experts are not supported"
     )
 
 
@@ -126,8 +126,8 @@ def attention_shape(block: Any) -> tuple[int, int, int]:
     query, key = (int(block.get_submodule(parts[one]).weight.shape[0]) for one in "qk")
     if query % size or key % size or query % key:
         raise UnsupportedModelError(
-            f"{type(block).__name__}: {query} query and {key} key channels do not divide into heads "
-            f"of {size}"
+            f"{type(block).__name__}: {query} query and {key} key channels do not divide into "
+            f"heads of {size}"
         )
     return query // size, key // size, size
 

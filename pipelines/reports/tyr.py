@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from effllm.modules.evaluation.intervals import Interval, bootstrap
-from effllm.pipelines.artifacts import Speeds
 from effllm.pipelines.reports.page import Table, Verdict
 from effllm.pipelines.reports.sds import (
     Comparison,
@@ -20,6 +17,7 @@ from effllm.pipelines.reports.sds import (
     with_interval,
 )
 from effllm.pipelines.reports.subjects import Subject
+from effllm.pipelines.reports.tyr_speed import Speedup, times
 
 BASELINES = {
     "random": "Random units",
@@ -185,27 +183,6 @@ def _sizes(row: Row, dense: Row | None) -> list[str]:
     ]
 
 
-class Speedup:
-    """A model's speed over the dense one, round by round in the same process.
-
-    Attributes:
-        row: the model.
-        prefill: ratio of mean seconds of a prompt, dense over this model, with its interval.
-        decode: the same of decoding.
-        prefill_seconds: mean.
-        tokens_per_second: decoded tokens over seconds.
-    """
-
-    def __init__(self, row: Row, mine: list[Any], dense: list[Any], resamples: int) -> None:
-        self.row = row
-        self.prefill = _ratio(mine, dense, "prefill_seconds", resamples)
-        self.decode = _ratio(mine, dense, "decode_seconds", resamples)
-        self.prefill_seconds = float(np.mean([one["prefill_seconds"] for one in mine]))
-        self.tokens_per_second = sum(one["tokens"] for one in mine) / sum(
-            one["decode_seconds"] for one in mine
-        )
-
-
 def verdicts(data: Comparison, speeds: Sequence[Speedup]) -> list[Verdict]:
     """One verdict per claim, from paired differences."""
     found = []
@@ -281,7 +258,7 @@ def _speed_verdicts(speedup: Speedup) -> list[Verdict]:
     ):
         sparsity = speedup.row.pattern
         theirs = f"; the paper has {paper[sparsity]:.2f}x (8B, MI250)" if sparsity in paper else ""
-        evidence = f"{_times(interval)} the dense model's speed{theirs}."
+        evidence = f"{times(interval)} the dense model's speed{theirs}."
         slower = Interval(1 - interval.value, 1 - interval.high, 1 - interval.low)
         claim = f"At {sparsity} the searched model {name} faster than the dense one."
         found.append(verdict(claim, slower, evidence, margin=0.0))
@@ -290,58 +267,6 @@ def _speed_verdicts(speedup: Speedup) -> list[Verdict]:
             claim = f"At {sparsity} it {name} at least {goal:g} times as fast."
             found.append(verdict(claim, short, evidence, margin=0.0, paper=False))
     return found
-
-
-def _ratio(mine: list[Any], dense: list[Any], key: str, resamples: int) -> Interval:
-    pairs = np.array([[a[key], b[key]] for a, b in zip(mine, dense, strict=True)])
-    return bootstrap(pairs, transform=lambda m: m[..., 1] / m[..., 0], resamples=resamples)
-
-
-def gather_speeds(
-    artifacts: Sequence[Speeds], rows: Sequence[Row], resamples: int
-) -> list[Speedup]:
-    """Speeds of all measured models, in the order of the rows."""
-    found = []
-    for artifact in artifacts:
-        by_model: dict[str, list[Any]] = {}
-        for one in sorted(artifact.read_rows("speeds.jsonl"), key=lambda row: row["id"]):
-            by_model.setdefault(one["set"], []).append(one)
-        dense = by_model[artifact.read_json("models.json")["dense"]]
-        found += [
-            Speedup(row, by_model[row.subject.label], dense, resamples)
-            for row in rows
-            if row.subject.label in by_model
-        ]
-    return found
-
-
-def speed_table(speeds: Sequence[Speedup], prompt: int, new: int) -> Table:
-    """Time to first token and decoding speed."""
-    body = [
-        [
-            one.row.method,
-            one.row.pattern,
-            f"{one.prefill_seconds:.3f}",
-            _times(one.prefill),
-            f"{one.tokens_per_second:.1f}",
-            _times(one.decode),
-            *_sizes(one.row, speeds[0].row)[:1],
-        ]
-        for one in speeds
-    ]
-    return Table(
-        ["Model", "Removed", f"TTFT of {prompt} tokens, s", "times dense", "tokens/s", "times dense",
-         "Parameters, M"],
-        body,
-        note=f"Same loop, prompts, packed bfloat16 weights where the machine has them, {new} tokens "
-        "decoded behind each prompt; the models take turns in one process. 95 % bootstrap "
-        "intervals over rounds.",
-        strong=frozenset(i for i, one in enumerate(speeds) if one.row.base == "searched"),
-    )  # fmt: skip
-
-
-def _times(interval: Interval) -> str:
-    return f"{interval.value:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
 
 
 def paper_tables() -> list[Table]:

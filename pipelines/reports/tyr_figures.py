@@ -11,7 +11,8 @@ import numpy as np
 from effllm.pipelines.artifacts import Allocation
 from effllm.pipelines.reports.figures import COLOURS, figure, write_csv
 from effllm.pipelines.reports.sds import Comparison, Row
-from effllm.pipelines.reports.tyr import Speedup, sparsities
+from effllm.pipelines.reports.tyr import sparsities
+from effllm.pipelines.reports.tyr_speed import Speedup
 
 
 def draw_allocations(rows: Sequence[Row], units: dict[str, int], folder: Path) -> bool:

@@ -35,6 +35,7 @@ class ReportTyr(Stage):
         """`index.html`, `report.md`, `results.json`, and `figures/`."""
         import effllm.pipelines.reports.tyr as tyr
         import effllm.pipelines.reports.tyr_figures as figures
+        import effllm.pipelines.reports.tyr_speed as speed
         from effllm.pipelines.reports.page import Figure, Heading, Page, Text
         from effllm.pipelines.reports.sds import Comparison
         from effllm.pipelines.reports.subjects import gather_subjects
@@ -43,7 +44,7 @@ class ReportTyr(Stage):
         rows = [tyr.describe(subject) for subject in gather_subjects(results)]
         data = Comparison(sorted(rows, key=tyr.order), self.resamples)
         timed = [one for one in results if isinstance(one, Speeds)]
-        speeds = tyr.gather_speeds(timed, data.rows, self.resamples)
+        speeds = speed.gather_speeds(timed, data.rows, self.resamples)
         folder = ctx.workdir / "figures"
         model = next(a for a in results if a.manifest["stage"] == "import_model")
         protocols = data.rows[0].subject.protocols
@@ -82,7 +83,7 @@ class ReportTyr(Stage):
         if timed:
             config = timed[0].manifest["config"]
             page.add(Heading("Speed"))
-            page.add(tyr.speed_table(speeds, config["prompt_tokens"], config["new_tokens"]))
+            page.add(speed.speed_table(speeds, config["prompt_tokens"], config["new_tokens"]))
         if figures.draw_pareto(data, speeds, folder):
             page.add(Figure("pareto", "Quality against speed; the dense model has no label."))
         units = {

@@ -1,6 +1,7 @@
 """Týr's stages on tiny models: stopped anywhere they end the same, and refuse what does not fit."""
 
 import io
+import itertools
 import json
 import os
 import shutil
@@ -145,7 +146,7 @@ def test_the_second_round_starts_at_the_winner_with_half_the_step(finished):
     assert second.centre == winner
     for supernet, step in ((first, 16), (second, 8)):
         levels = supernet.removals["block-000-ffn"]
-        assert {b - a for a, b in zip(levels, levels[1:], strict=False)} == {step}
+        assert {b - a for a, b in itertools.pairwise(levels)} == {step}
 
 
 def test_an_allocation_of_another_supernet_is_refused(finished, execute, store):
