@@ -305,6 +305,11 @@ class Allocation(Artifact):
         """Label of the supernet that it belongs to."""
         return str(self.read_json("allocation.json")["supernet"])
 
+    @property
+    def iteration(self) -> int:
+        """Rounds of pruning and search that it stands for."""
+        return int(self.read_json("allocation.json")["iteration"])
+
     def removed(self) -> dict[str, int]:
         """Sub-layer name -> removed units."""
         return dict(self.read_json("allocation.json")["removed"])

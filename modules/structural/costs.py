@@ -74,8 +74,14 @@ class Costs:
             for place, one in enumerate(space.layers)
         ]
         start = CostBudget(table, 0.0, self.band).total(centre)
-        limit = start if self.limit is None else self.limit
-        return CostBudget(table, limit, self.band)
+        budget = CostBudget(table, start if self.limit is None else self.limit, self.band)
+        if not budget.allows(centre):
+            raise ConfigError(
+                f"unit_budget: the search starts at {self.cost} {start:g}, outside "
+                f"{(1 - self.band) * budget.limit:g} to {budget.limit:g}; choose the sparsity that "
+                "meets the limit, or limit=null"
+            )
+        return budget
 
     def _of(self, levels: LevelModel, layer: SubLayer, kept: Kept) -> float:
         block = decoder_blocks(levels.model)[layer.block]

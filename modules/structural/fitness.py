@@ -153,7 +153,8 @@ class KlFitness:
             divergences = teacher.divergence(logits[:, :-1].flatten(0, 1))
             total += float(divergences.double().sum())
             positions += len(divergences)
-        if self.resume:
+        # The first stage has many candidates and little text: a new parent reads it again instead.
+        if self.resume and (stage or state == self._parent):
             self._entered[stage][state] = entered
         self._known[stage][state] = total / positions
         return total / positions

@@ -159,6 +159,7 @@ class Supernet:
         removals: sub-layer name -> removed units of its levels.
         centre: sub-layer name -> level 0.
         errors: sub-layer name -> lost share of the output energy per level.
+        iteration: 1 around a uniform target, one more around each winner.
     """
 
     folder: Path
@@ -167,6 +168,7 @@ class Supernet:
     removals: dict[str, list[int]]
     centre: dict[str, int]
     errors: dict[str, list[float]]
+    iteration: int
 
     @classmethod
     def open(cls, folder: Path, label: str) -> "Supernet":
@@ -175,7 +177,8 @@ class Supernet:
         Raises:
             ArtifactError: names a missing file.
         """
-        rows = json.loads((folder / REGISTRY).read_text(encoding="utf-8"))["sublayers"]
+        registry = json.loads((folder / REGISTRY).read_text(encoding="utf-8"))
+        rows = registry["sublayers"]
         keys = ("block", "kind", "key", "units", "size", "heads")
         layers = [SubLayer(**{key: row[key] for key in keys}) for row in rows]
         for one in layers:
@@ -192,6 +195,7 @@ class Supernet:
             {name: row["removals"] for name, row in named.items()},
             {name: row["centre"] for name, row in named.items()},
             {name: row["errors"] for name, row in named.items()},
+            registry["iteration"],
         )
 
     def kept(self, model: PreTrainedModel, sublayer: SubLayer, removed: int) -> Kept:

@@ -54,7 +54,7 @@ class BuildSupernet(Stage):
     def run(self, ctx: StageContext) -> Metrics:
         """One file per key matrix, and `supernet.json`."""
         from effllm.modules.modeling.stream import BlockStream
-        from effllm.modules.structural.supernet import level_tensors, registry_row
+        from effllm.modules.structural.supernet import REGISTRY, level_tensors, registry_row
         from effllm.modules.structural.units import sublayers
 
         model = ctx.input("model", Checkpoint).load_model(self.dtype, ctx.device)
@@ -89,7 +89,10 @@ class BuildSupernet(Stage):
             rows.append(registry_row(one, removals[one.name], centre[one.name], errors))
         if raised:
             ctx.warn(f"damping had to be raised in {len(raised)} sub-layers: {', '.join(raised)}")
-        write_json(ctx.workdir / "supernet.json", {"sublayers": rows})
+        iteration = 1 + max(
+            (one.iteration for one in ctx.input_list("centre", Allocation)), default=0
+        )
+        write_json(ctx.workdir / REGISTRY, {"iteration": iteration, "sublayers": rows})
         metrics: Metrics = {
             "levels": sum(len(one) for one in removals.values()),
             "sublayers_with_raised_damping": len(raised),

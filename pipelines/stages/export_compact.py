@@ -65,7 +65,7 @@ class ExportCompact(Stage):
         step = {
             "stage": "export_compact",
             "searched": len(winners),
-            "iteration": 1 + len(artifact.manifest["inputs"]["centre"]),
+            "iteration": supernet.iteration,
             "sparsity": config["sparsity"],
             "levels": 2 * config["reach"] + 1,
             "accumulation": config["builder"]["accumulation"],

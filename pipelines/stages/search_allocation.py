@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from effllm.modules.errors import ConfigError, DataError
+from effllm.modules.errors import DataError
 from effllm.pipelines.artifacts import (
     Allocation,
     Checkpoint,
@@ -68,11 +68,6 @@ class SearchAllocation(Stage):
         space = levels.space
         centre = space.state([supernet.centre[one.name] for one in supernet.layers])
         budget = self._budget(ctx, levels, centre)
-        if not budget.allows(centre):
-            raise ConfigError(
-                f"search_allocation: the uniform start is outside the budget ({budget}); "
-                "give a limit that it meets"
-            )
         fitness = KlFitness(
             levels,
             kind=self.divergence,
@@ -109,7 +104,7 @@ class SearchAllocation(Stage):
                     "guided": generation < self.evolution.guided,
                     "text": text,
                     "candidates": [len(one) for one in judged],
-                    "best": [min(one.values()) for one in judged],
+                    "best": [min(one.values(), default=None) for one in judged],
                     "block_evaluations": fitness.evaluations - before[0],
                     "full_block_evaluations": fitness.full_evaluations - before[1],
                     "seconds": round(time.perf_counter() - started, 3),
@@ -127,7 +122,8 @@ class SearchAllocation(Stage):
             zip((one.name for one in supernet.layers), space.removed(parent), strict=True)
         )
         write_json(
-            ctx.workdir / "allocation.json", {"supernet": supernet.label, "removed": removed}
+            ctx.workdir / "allocation.json",
+            {"supernet": supernet.label, "iteration": supernet.iteration, "removed": removed},
         )
         done = sum(row["block_evaluations"] for row in rows)
         full = sum(row["full_block_evaluations"] for row in rows)

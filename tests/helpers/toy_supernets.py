@@ -4,8 +4,10 @@ import json
 
 import torch
 from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
 
 from effllm.modules.modeling.stream import BlockStream
+from effllm.modules.modeling.tiny import tiny_config
 from effllm.modules.structural.elimination import LocalPruner
 from effllm.modules.structural.supernet import (
     Supernet,
@@ -15,6 +17,19 @@ from effllm.modules.structural.supernet import (
     registry_row,
 )
 from effllm.modules.structural.units import sublayers, uniform_targets
+
+
+def deep_model():
+    """A tiny Llama of four blocks."""
+    config = tiny_config("llama")
+    config.num_hidden_layers = 4
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    for value in model.parameters():
+        if value.dim() >= 2:
+            value.data.mul_(4.0)
+    return model.eval()
 
 
 def windows(count=4, length=24):
@@ -48,13 +63,13 @@ def build(model, *, accumulation="expectation", accumulate_at="sublayer", reach=
     return layers, removals, centre, found, grams
 
 
-def store(model, folder):
+def store(model, folder, **options):
     """A supernet in a folder; returns it and what was found."""
-    layers, removals, centre, found, _ = build(model)
+    layers, removals, centre, found, _ = build(model, **options)
     rows = []
     for one in layers:
         save_file(level_tensors(one, found[one.name]), folder / f"{one.name}.safetensors")
         errors = [level.error for level in found[one.name].levels]
         rows.append(registry_row(one, removals[one.name], centre[one.name], errors))
-    (folder / "supernet.json").write_text(json.dumps({"sublayers": rows}))
+    (folder / "supernet.json").write_text(json.dumps({"iteration": 1, "sublayers": rows}))
     return Supernet.open(folder, "here"), found

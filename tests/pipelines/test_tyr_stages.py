@@ -65,13 +65,14 @@ def test_a_stopped_stage_ends_with_the_same_bytes(name, end, finished, execute, 
     one = instance(graph, name)
     shutil.copytree(done.artifacts, store.artifacts)
     shutil.rmtree(store.folder(one.stage, one.digest))
-    method = "save_progress" if name == "supernet" else "save_rows"
+    # Behind the first block of two, and in the middle of a text that generations share.
+    method, last = ("save_progress", 4) if name == "supernet" else ("save_rows", 3)
     save, saved = getattr(StageContext, method), []
 
     def stop(self, *arguments):
-        if len(saved) == 2 and end == "kill":
+        if len(saved) == last and end == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
-        if len(saved) == 2:
+        if len(saved) == last:
             raise KeyboardInterrupt
         save(self, *arguments)
         saved.append(arguments)
@@ -190,7 +191,7 @@ def test_a_damaged_supernet_is_refused_before_the_search(damage, finished, execu
                 "pipeline.s50.search.budget.limit=1",
             ],
             ConfigError,
-            "outside the budget",
+            "starts at parameters .*, outside",
         ),
         (["pipeline.s50.searched.layout=stock"], ConfigError, "layout stock: needs equal blocks"),
         (["pipeline.s50.searched.layout=onnx"], ConfigError, "compact or stock"),

@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 import torch
-from toy_supernets import store, windows
+from toy_supernets import deep_model, store, windows
 
 from effllm.modules.errors import ConfigError, NumericalError
 from effllm.modules.evaluation.divergence import Teacher, record_teacher, window_divergence
@@ -115,12 +115,14 @@ def test_on_separable_convex_costs_it_reaches_the_greedy_optimum():
         return sum(scale * level**2 for scale, level in zip(scales, state, strict=True))
 
     start = (2,) * 8
-    allowed = [
-        state
-        for state in itertools.product(range(5), repeat=8)
-        if totals(one, state) == totals(one, start)
-    ]
-    best = min(fitness(state, 0) for state in allowed)
+    best = sum(
+        min(
+            sum(scale * level**2 for scale, level in zip(scales[kind::2], levels, strict=True))
+            for levels in itertools.product(range(5), repeat=4)
+            if sum(levels) == 8
+        )
+        for kind in (0, 1)
+    )
     found = run(one, start, fitness, seed=0, generations=30, offspring=16)
     assert fitness(found, 0) == pytest.approx(best)
 
@@ -204,7 +206,7 @@ def test_a_fitness_that_is_not_finite_is_refused():
 
 @pytest.fixture
 def levels(tmp_path):
-    model = tiny_model("llama")
+    model = deep_model()
     return LevelModel(model, store(copy.deepcopy(model), tmp_path)[0])
 
 
@@ -230,12 +232,19 @@ def test_a_pass_from_a_later_block_is_the_same_to_the_last_bit(family):
         runner.run(batch, start=1)
 
 
-def test_the_dense_choice_has_no_divergence_and_its_perplexity_to_the_last_bit(levels):
-    before = window_nll(levels.model, windows(), batch_size=2)
-    dense = tuple(0 for _ in levels.space.layers)  # reach 2 around half: level 0 is not dense
-    assert judge(levels, resume=False)(dense, 0) > 0
-    levels.install(None)
-    assert torch.equal(window_nll(levels.model, windows(), batch_size=2), before)
+def test_dense_levels_everywhere_are_the_dense_model_to_the_last_bit(tmp_path):
+    model = tiny_model("llama")
+    before = window_nll(model, windows(), batch_size=2)
+    levels = LevelModel(model, store(copy.deepcopy(model), tmp_path, reach=4)[0])
+    dense = levels.space.state([0] * 4)
+    fitness = judge(levels, resume=False)
+    assert fitness(dense, 0) == 0
+    other = levels.space.state([levels.supernet.centre[x.name] for x in levels.supernet.layers])
+    assert fitness(other, 0) > 0
+    for choice in (dense, None):
+        levels.install(other)
+        levels.install(choice)
+        assert torch.equal(window_nll(model, windows(), batch_size=2), before)
 
 
 def test_resumed_and_full_passes_give_the_same_fitness_with_less_work(levels):
@@ -323,7 +332,7 @@ def test_the_parameter_table_counts_what_export_counts(levels):
     from effllm.modules.structural.sizes import count_parameters
 
     model, layers = levels.model, levels.supernet.layers
-    states = [tuple(0 for _ in layers), tuple(len(one) - 1 for one in levels.space.removals)]
+    states = [tuple(0 for _ in layers), tuple(len(one) - 2 for one in levels.space.removals)]
     budget = Costs(cost="parameters").build(levels, states[0])
     counted = [count_parameters(compact_model(model, layers, levels.kept(s)))[1] for s in states]
     tabled = [budget.total(state) for state in states]
