@@ -111,8 +111,8 @@ def parts_of(block: nn.Module) -> dict[str, str]:
             return parts
     raise UnsupportedModelError(
         f"{type(block).__name__}: expected separate q, k, v and output projections and a "
-        f"feed-forward network of two or three layers, found {', '.join(sorted(linear)) or 'none'}; "
-        "fused projections and mixtures of experts are not supported"
+        f"feed-forward network of two or three layers, found {', '.join(sorted(linear)) or 'none'};"
+        " fused projections and mixtures of experts are not supported"
     )
 
 

@@ -22,6 +22,7 @@ class Speedup:
         decode: the same of decoding.
         prefill_seconds: mean.
         tokens_per_second: decoded tokens over seconds.
+        distinct: distinct over all pairs of tokens in what was decoded; low when text repeats.
     """
 
     def __init__(self, row: Row, mine: list[Any], dense: list[Any], resamples: int) -> None:
@@ -29,6 +30,7 @@ class Speedup:
         self.prefill = _ratio(mine, dense, "prefill_seconds", resamples)
         self.decode = _ratio(mine, dense, "decode_seconds", resamples)
         self.prefill_seconds = float(np.mean([one["prefill_seconds"] for one in mine]))
+        self.distinct = float(np.mean([one["distinct"] for one in mine]))
         self.tokens_per_second = sum(one["tokens"] for one in mine) / sum(
             one["decode_seconds"] for one in mine
         )
@@ -68,6 +70,7 @@ def speed_table(speeds: Sequence[Speedup], prompt: int, new: int) -> Table:
             f"{one.tokens_per_second:.1f}",
             times(one.decode),
             f"{one.row.subject.sizes['parameters'] / 1e6:.4g}",
+            f"{100 * one.distinct:.0f}",
         ]
         for one in speeds
     ]
@@ -80,11 +83,13 @@ def speed_table(speeds: Sequence[Speedup], prompt: int, new: int) -> Table:
             "tokens/s",
             "times dense",
             "Parameters, M",
+            "distinct pairs, %",
         ],
         body,
         note="Same loop, prompts, packed bfloat16 weights where the machine has them; "
         f"{new} tokens are decoded behind each prompt; the models take turns in one process. 95 % "
-        "bootstrap intervals over rounds.",
+        "bootstrap intervals over rounds. Distinct pairs: of the tokens decoded greedily; few "
+        "mean that the model repeats itself.",
         strong=frozenset(i for i, one in enumerate(speeds) if one.row.base == "searched"),
     )
 

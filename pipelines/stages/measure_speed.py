@@ -69,16 +69,21 @@ class MeasureSpeed(Stage):
         return {"models": len(labels), "packed_layers": packed, "rounds": self.repeats}
 
     def _measure(self, runner: ModelRunner, prompt: list[int]) -> dict[str, Any]:
-        """Prefill and greedy decoding of one prompt."""
+        """Prefill and greedy decoding of one prompt; a pruned model may do nothing but repeat."""
+        from effllm.modules.evaluation.generations import distinct_share, longest_repeat
+
         runner.reset()
         started = time.perf_counter()
         token = int(runner.advance(prompt, rows=1)[0].argmax())
         first = time.perf_counter()
+        written = [token]
         for _ in range(self.new_tokens):
-            token = int(runner.advance([token])[0].argmax())
+            written.append(int(runner.advance([written[-1]])[0].argmax()))
         done = time.perf_counter()
         runner.reset()
         return {
+            "distinct": distinct_share(written),
+            "longest_repeat": longest_repeat(written),
             "prefill_seconds": first - started,
             "decode_seconds": done - first,
             "tokens": self.new_tokens,
