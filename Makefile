@@ -5,7 +5,7 @@ VENV   ?= .venv
 SCALE  ?= cpu
 RUN     = $(VENV)/bin/effllm run
 
-.PHONY: help install sds sds-ablation sds-search sds-seeds fly fly-accuracy smoke test test-all check bench bench-exactness clean
+.PHONY: help install sds sds-ablation sds-search sds-seeds fly fly-accuracy tyr tyr-ablation tyr-long smoke test test-all check bench bench-exactness clean
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+: *.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 18
@@ -38,6 +38,15 @@ fly: install     ## FLy at SCALE to its report
 fly-accuracy: install  ## what FLy costs in right answers
 	$(RUN) paper=fly_accuracy scale=$(SCALE)
 
+tyr: install     ## Týr-the-Pruner at SCALE to its report
+	$(RUN) paper=tyr scale=$(SCALE)
+
+tyr-ablation: install  ## Týr without accumulation, refit, search, first- or second-order scores
+	$(RUN) paper=tyr_ablation scale=$(SCALE)
+
+tyr-long: install  ## Týr at four sparsities, with a second, finer round (longer)
+	$(RUN) paper=tyr_long scale=$(SCALE)
+
 # Models are tiny there: a second thread waits more than it works.
 smoke: export OMP_NUM_THREADS := 1
 smoke: install   ## every paper on a tiny random model
@@ -47,6 +56,9 @@ smoke: install   ## every paper on a tiny random model
 	$(RUN) paper=sds_seeds scale=smoke logger=none
 	$(RUN) paper=fly scale=smoke logger=none
 	$(RUN) paper=fly_accuracy scale=smoke logger=none
+	$(RUN) paper=tyr scale=smoke logger=none
+	$(RUN) paper=tyr_ablation scale=smoke logger=none
+	$(RUN) paper=tyr_long scale=smoke logger=none
 
 test: install    ## all tests but the slow ones and those for GPUs
 	$(VENV)/bin/python -m pytest -m "not slow and not gpu"

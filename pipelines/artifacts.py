@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from effllm.modules.data.prompts import Prompt
     from effllm.modules.data.sources import Document
     from effllm.modules.decoding.recording import RecordedBlock
+    from effllm.modules.evaluation.divergence import Teacher
+    from effllm.modules.structural.supernet import Supernet
 
 HISTORY_FILE = "effllm.json"
 VOCABULARY_FILE = "draft_vocabulary.safetensors"
@@ -61,15 +63,9 @@ class Checkpoint(Artifact):
         self, dtype: str, device: str = "cpu", device_map: str | None = None
     ) -> PreTrainedModel:
         """The model in `dtype`, ready for inference, on `device` or as `device_map` spreads it."""
-        from transformers import AutoModelForCausalLM
+        from effllm.modules.structural.compact import load_any
 
-        model = AutoModelForCausalLM.from_pretrained(
-            self.path,
-            dtype=dtype,
-            local_files_only=True,
-            use_safetensors=True,
-            device_map=device_map,
-        )
+        model = load_any(self.path, dtype, device_map)
         if device_map is None:
             model.to(device)  # type: ignore[arg-type] # its wrapper hides the method
         return model.eval()
@@ -86,9 +82,9 @@ class Checkpoint(Artifact):
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's tokenizer."""
-        from transformers import AutoTokenizer
+        from effllm.modules.structural.compact import load_tokenizer
 
-        return AutoTokenizer.from_pretrained(self.path, local_files_only=True)
+        return load_tokenizer(self.path)
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -119,12 +115,14 @@ def write_checkpoint(
     history: list[dict[str, Any]],
     masks: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write a Checkpoint's files; masks are stored with eight weights a byte."""
+    """Write a Checkpoint's files; masks at eight weights a byte, uneven models with their code."""
     from safetensors.torch import save_file
 
     from effllm.modules.sparsity.masks import pack_mask
+    from effllm.modules.structural.compact import save_code
 
     model.save_pretrained(folder)
+    save_code(model, folder)
     tokenizer.save_pretrained(folder)
     write_json(folder / HISTORY_FILE, {"history": history})
     if masks is not None:
@@ -292,6 +290,67 @@ class Sweep(Artifact):
     """What other rules would have made of recorded blocks: `sweep.jsonl`, a rule per line."""
 
     kind = "sweep"
+
+
+class SupernetFiles(Artifact):
+    """Every key matrix at several sparsities: one file each, and `supernet.json`."""
+
+    kind = "supernet"
+
+    def open(self) -> Supernet:
+        """The supernet; matrices are read when they are asked for.
+
+        Raises:
+            ArtifactError: if a file is missing.
+        """
+        from effllm.modules.structural.supernet import Supernet
+
+        return Supernet.open(self.path, self.label)
+
+
+class Allocation(Artifact):
+    """A level for every sub-layer, `allocation.json`, and how it was found, `history.jsonl`."""
+
+    kind = "allocation"
+
+    @property
+    def supernet(self) -> str:
+        """Label of the supernet that it belongs to."""
+        return str(self.read_json("allocation.json")["supernet"])
+
+    @property
+    def iteration(self) -> int:
+        """Rounds of pruning and search that it stands for."""
+        return int(self.read_json("allocation.json")["iteration"])
+
+    def removed(self) -> dict[str, int]:
+        """Sub-layer name -> removed units."""
+        return dict(self.read_json("allocation.json")["removed"])
+
+
+class TeacherRecord(Artifact):
+    """A model's likeliest tokens at every position of some windows."""
+
+    kind = "teacher"
+
+    def teachers(self) -> list[Teacher]:
+        """One per window."""
+        from safetensors.torch import load_file
+
+        from effllm.modules.evaluation.divergence import Teacher
+
+        stored, kind = load_file(self.path / "teacher.safetensors"), self.read_json("teacher.json")
+        ids = stored.get("ids")
+        return [
+            Teacher(kind["kind"], None if ids is None else ids[number].long(), log_probs)
+            for number, log_probs in enumerate(stored["log_probs"])
+        ]
+
+
+class Speeds(Artifact):
+    """Times of several models on the same passes: `speeds.jsonl`, one pass per line."""
+
+    kind = "speeds"
 
 
 class Report(Artifact):

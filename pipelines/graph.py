@@ -2,7 +2,8 @@
 
 `pipeline` is a tree: a node with `_target_` is a stage instance, any other mapping a scope that
 groups instances under a dotted name. An input names an instance; it is looked up in the scope of
-the instance that uses it, then in the scopes around it. A scope with `each` is a template: its
+the instance that uses it, then in the scopes around it; slots for many take patterns of full names
+as well. A scope with `each` is a template: its
 stages are repeated for every instance that a pattern of `each` matches, below that instance's
 name, and know it as `subject`. Everything here is cheap: stage classes
 are imported, nothing is built, torch is not needed.
@@ -172,7 +173,8 @@ def _instance(name: str, config: dict[str, Any], names: list[str]) -> Instance:
         if isinstance(wanted, list) != many:
             raise GraphError(f"{name}.inputs.{slot}: expected {'a list' if many else 'one name'}")
         if many:
-            links[slot] = _match(name, slot, wanted, names)
+            plain = [_scoped(name, str(one), names) or str(one) for one in wanted]
+            links[slot] = _match(name, slot, plain, names)
         else:
             links[slot] = [_lookup(name, slot, str(wanted), names)]
     return Instance(name, target, cls, config, links)
@@ -197,13 +199,21 @@ def load_stage(target: str, where: str) -> type[Stage]:
 def _lookup(name: str, slot: str, wanted: str, names: list[str]) -> str:
     if wanted.startswith(ARTIFACT_PREFIX):
         return wanted
+    found = _scoped(name, wanted, names)
+    if found is None:
+        raise GraphError(f"{name}.inputs.{slot}: no stage {wanted!r}; {suggest(wanted, names)}")
+    return found
+
+
+def _scoped(name: str, wanted: str, names: list[str]) -> str | None:
+    """The stage of that name in the scope of `name`, or else in the scopes around it."""
     scope = name
     while scope:
         scope = scope.rpartition(".")[0]
         candidate = f"{scope}.{wanted}" if scope else wanted
         if candidate in names and candidate != name:
             return candidate
-    raise GraphError(f"{name}.inputs.{slot}: no stage {wanted!r}; {suggest(wanted, names)}")
+    return None
 
 
 def suggest(wanted: str, names: Iterable[str]) -> str:

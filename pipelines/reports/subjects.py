@@ -30,6 +30,7 @@ class Subject:
         label: `<stage>/<digest12>` of its checkpoint.
         history: what was done to it, oldest first, without the import.
         examples: set name -> values per example, in the order of the examples' ids.
+        sizes: counted parameters, bytes of the file and of a cached token, if they were measured.
         layers: rows of the layer comparison, if there is one.
         histogram: the drawn layer's weights, if there is one.
         protocols: role (heldout, test) -> protocol of the windows.
@@ -41,6 +42,7 @@ class Subject:
     label: str
     history: list[dict[str, Any]]
     examples: dict[str, Values] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
     layers: list[dict[str, Any]] = field(default_factory=list)
     histogram: dict[str, Any] | None = None
     protocols: dict[str, str] = field(default_factory=dict)
@@ -56,7 +58,7 @@ class Subject:
     @property
     def tasks(self) -> list[str]:
         """Names of the tasks that were run."""
-        return [name for name in self.examples if name not in ("heldout", "test")]
+        return [name for name in self.examples if name not in ("heldout", "test", "kl")]
 
 
 def gather_subjects(results: Iterable[Artifact]) -> list[Subject]:
@@ -92,7 +94,9 @@ def _add(subject: Subject, artifact: Predictions) -> None:
         subject.layers = rows
         subject.histogram = artifact.read_json("histogram.json")
         return
-    value = "nll" if stage == "perplexity" else "correct"
+    value = {"perplexity": "nll", "compare_dense": "kl"}.get(stage, "correct")
+    if stage == "compare_dense":
+        subject.sizes = artifact.read_json("sizes.json")
     for name in dict.fromkeys(row["set"] for row in rows):
         chosen = sorted((row for row in rows if row["set"] == name), key=lambda row: row["id"])
         subject.examples[name] = np.array([row[value] for row in chosen], dtype=np.float64)

@@ -53,7 +53,9 @@ def test_every_paper_composes_and_every_target_takes_its_fields(paper, scale, tm
     assert not problems, "\n".join(problems)
 
 
-@pytest.mark.parametrize("group", ["model", "data", "pruner", "pattern", "logger"])
+@pytest.mark.parametrize(
+    "group", ["model", "data", "pruner", "pattern", "logger", "baseline", "unit_budget"]
+)
 def test_every_option_of_every_group_binds(group):
     problems = []
     for path in sorted((CONF / group).glob("*.yaml")):

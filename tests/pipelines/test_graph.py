@@ -148,6 +148,15 @@ def test_scopes_look_inside_first_then_outside(store):
     }
 
 
+def test_slots_for_many_take_names_of_their_scope_and_patterns_of_whole_names(store):
+    count = {"_target_": "toy_stages.Count", "size": 1}
+    collect = {"_target_": "toy_stages.Collect", "inputs": {"numbers": ["one", "b.*"]}}
+    graph = build_graph(
+        {"one": count, "a": {"one": count, "all": collect}, "b": {"x": count}}, store
+    )
+    assert next(one for one in graph if one.name == "a.all").inputs["numbers"] == ["a.one", "b.x"]
+
+
 def test_null_takes_away_a_stage_or_an_input(pipeline, store):
     pipeline["triple"] = None
     pipeline["collect"]["inputs"] = {"numbers": ["double"], "other": None}

@@ -1,0 +1,173 @@
+"""How far a choice of levels is from the dense model: KL divergence of its logits.
+
+The dense model is one more choice of key matrices, so teacher and candidates are one model in
+memory. Candidates are evaluated from the first block on in which they differ from a choice whose
+hidden states are known; fitness values are remembered as long as the text stays the same.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from effllm.modules.evaluation.divergence import Divergence, Teacher
+from effllm.modules.structural.resuming import ResumableModel
+from effllm.modules.structural.search import Space, State
+from effllm.modules.structural.supernet import Supernet
+from effllm.modules.structural.units import Kept, key_matrix, padded
+
+_DENSE = -1
+
+
+class LevelModel:
+    """The dense model with any choice of levels installed.
+
+    Args:
+        model: dense; its key matrices are exchanged.
+        supernet: where levels come from; each is read once.
+    """
+
+    def __init__(self, model: PreTrainedModel, supernet: Supernet) -> None:
+        self.model, self.supernet = model, supernet
+        self.space = Space(
+            supernet.layers, [supernet.removals[one.name] for one in supernet.layers]
+        )
+        self._matrices = [key_matrix(model, one) for one in supernet.layers]
+        self._dense = [one.read().clone() for one in self._matrices]
+        self._installed = [_DENSE] * len(self._matrices)
+        self._levels: dict[tuple[int, int], Kept] = {}
+        for place, one in enumerate(supernet.layers):
+            for level, removed in enumerate(supernet.removals[one.name]):
+                self._levels[place, level] = supernet.kept(model, one, removed)
+
+    def install(self, state: State | None) -> None:
+        """Put in the key matrices of a state, or the dense ones for None."""
+        wanted = [_DENSE] * len(self._installed) if state is None else list(state)
+        for place, level in enumerate(wanted):
+            if level != self._installed[place]:
+                weight = self._dense[place]
+                if level != _DENSE:
+                    kept = self._levels[place, level]
+                    weight = padded(self.supernet.layers[place], kept)
+                self._matrices[place].write(weight)
+                self._installed[place] = level
+
+    def level(self, place: int, level: int) -> Kept:
+        """One level of one sub-layer."""
+        return self._levels[place, level]
+
+    def kept(self, state: State) -> dict[str, Kept]:
+        """What is left of each sub-layer."""
+        layers = self.supernet.layers
+        return {layers[p].name: self._levels[p, level] for p, level in enumerate(state)}
+
+
+class KlFitness:
+    """Mean KL divergence of a state's predictions from the dense model's; less is better.
+
+    Args:
+        levels: the model.
+        kind: see `effllm.modules.evaluation.divergence`.
+        top_k: tokens that count.
+        resume: start passes at the first changed block. Changes no value; false saves memory.
+        batch_size: windows per forward pass.
+
+    Attributes:
+        full_evaluations: block evaluations of candidates, each counted with its tokens, if every
+            value that was asked for had taken a full pass.
+    """
+
+    def __init__(
+        self,
+        levels: LevelModel,
+        *,
+        kind: Divergence,
+        top_k: int,
+        resume: bool,
+        batch_size: int,
+    ) -> None:
+        self.levels, self.kind, self.top_k = levels, kind, top_k
+        self.resume, self.batch_size = resume, batch_size
+        self.runner = ResumableModel(levels.model)
+        self.full_evaluations = 0
+        self._teaching = 0
+        self._batches: list[Sequence[Tensor]] = []
+        self._teachers: list[list[Teacher]] = []
+        self._known: list[dict[State, float]] = []
+        self._entered: list[dict[State, list[list[Tensor]]]] = []
+        self._parent: State | None = None
+
+    @property
+    def evaluations(self) -> int:
+        """Block evaluations of candidates that were done, each counted with its tokens."""
+        return self.runner.evaluated - self._teaching
+
+    def use_text(self, stages: Sequence[Tensor]) -> None:
+        """Judge on new windows, (N, T) per stage; the dense model reads them first."""
+        self._batches = [windows.split(self.batch_size) for windows in stages]
+        self._known = [{} for _ in stages]
+        self._entered = [{} for _ in stages]
+        self.levels.install(None)
+        self._teachers = []
+        before = self.evaluations
+        for batches in self._batches:
+            teachers = []
+            for batch in batches:
+                logits, _ = self.runner.run(batch)
+                predictions = logits[:, :-1].flatten(0, 1)
+                teachers.append(Teacher.of(predictions, self.kind, self.top_k))
+            self._teachers.append(teachers)
+        self._teaching = self.runner.evaluated - before
+
+    def start_from(self, parent: State) -> None:
+        """The state that candidates are near to; hidden states of others are forgotten."""
+        self._parent = parent
+        for entered in self._entered:
+            for state in [one for one in entered if one != parent]:
+                del entered[state]
+
+    def __call__(self, state: State, stage: int) -> float:
+        """Fitness of a state on the text of a stage."""
+        tokens = sum(batch.numel() for batch in self._batches[stage])
+        self.full_evaluations += len(self.runner.blocks) * tokens
+        if state in self._known[stage]:
+            return self._known[stage][state]
+        parent = self._parent if self.resume and state != self._parent else None
+        if parent is not None and parent not in self._entered[stage]:
+            self._evaluate(parent, stage)
+        return self._evaluate(state, stage)
+
+    def _evaluate(self, state: State, stage: int) -> float:
+        base = self._entered[stage].get(self._parent) if self._parent is not None else None
+        start = self._first_changed(state) if self.resume and base else 0
+        self.levels.install(state)
+        total, positions = 0.0, 0
+        entered: list[list[Tensor]] = []
+        for number, (batch, teacher) in enumerate(
+            zip(self._batches[stage], self._teachers[stage], strict=True)
+        ):
+            logits, inputs = self.runner.run(
+                batch, start=start, inputs=base[number] if base and start else None
+            )
+            entered.append(inputs)
+            divergences = teacher.divergence(logits[:, :-1].flatten(0, 1))
+            total += float(divergences.double().sum())
+            positions += len(divergences)
+        # The first stage has many candidates and little text: a new parent reads it again instead.
+        if self.resume and (stage or state == self._parent):
+            self._entered[stage][state] = entered
+        self._known[stage][state] = total / positions
+        return total / positions
+
+    def _first_changed(self, state: State) -> int:
+        """First block in which a state differs from the parent."""
+        assert self._parent is not None
+        layers = self.levels.supernet.layers
+        return min(
+            (
+                layer.block
+                for layer, one, other in zip(layers, state, self._parent, strict=True)
+                if one != other
+            ),
+            default=0,
+        )

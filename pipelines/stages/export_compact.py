@@ -1,0 +1,109 @@
+"""Make a smaller model out of a supernet and a choice of levels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from effllm.modules.errors import ArtifactError, ConfigError
+from effllm.pipelines.artifacts import Allocation, Checkpoint, SupernetFiles, write_checkpoint
+from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from transformers import PreTrainedModel
+
+    from effllm.modules.structural.units import Kept, SubLayer
+
+Layout = Literal["compact", "stock"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportCompact(Stage):
+    """The searched model, or the uniform one if no search is linked.
+
+    Args:
+        layout: `compact` brings its modelling file and may be uneven; `stock` is of the dense
+            model's own class, for equal blocks.
+        dtype: of the stored weights.
+    """
+
+    INPUTS: ClassVar = {
+        "model": Checkpoint,
+        "supernet": SupernetFiles,
+        "allocation": Many(Allocation),
+    }
+    OUTPUT: ClassVar = Checkpoint
+
+    layout: Layout
+    dtype: str
+
+    def __post_init__(self) -> None:
+        if self.layout not in ("compact", "stock"):
+            raise ConfigError(f"layout: compact or stock, found {self.layout!r}")
+
+    def run(self, ctx: StageContext) -> Metrics:
+        """A checkpoint that loads and runs on its own."""
+        artifact = ctx.input("supernet", SupernetFiles)
+        supernet = artifact.open()
+        checkpoint = ctx.input("model", Checkpoint)
+        model = checkpoint.load_model(self.dtype, ctx.device)
+        winners = ctx.input_list("allocation", Allocation)
+        if len(winners) > 1:
+            raise ConfigError(f"export_compact: one allocation at most, found {len(winners)}")
+        for one in winners:
+            if one.supernet != supernet.label:
+                raise ArtifactError(
+                    f"export_compact: {one.label} was searched in {one.supernet}, not in "
+                    f"{supernet.label}; link the supernet that it belongs to"
+                )
+        removed = winners[0].removed() if winners else supernet.centre
+        kept = {one.name: supernet.kept(model, one, removed[one.name]) for one in supernet.layers}
+        config = artifact.manifest["config"]
+        pruner = config["builder"]["pruner"]
+        step = {
+            "stage": "export_compact",
+            "searched": len(winners),
+            "iteration": supernet.iteration,
+            "sparsity": config["sparsity"],
+            "levels": 2 * config["reach"] + 1,
+            "accumulation": config["builder"]["accumulation"],
+            "accumulate_at": config["builder"]["accumulate_at"],
+            "attention_unit": config["attention_unit"],
+            "score": pruner["score"],
+            "refit": pruner["refit"],
+            "layout": self.layout,
+            "removed": removed,
+        }
+        return write_smaller(
+            ctx, checkpoint, model, supernet.layers, kept, step, layout=self.layout
+        )
+
+
+def write_smaller(
+    ctx: StageContext,
+    checkpoint: Checkpoint,
+    model: PreTrainedModel,
+    layers: Sequence[SubLayer],
+    kept: Mapping[str, Kept],
+    step: dict[str, object],
+    *,
+    layout: Layout = "compact",
+) -> Metrics:
+    """Write what is left of a model as a Checkpoint; its sizes and sparsities."""
+    from effllm.modules.structural.compact import compact_model, stock_model
+
+    make = compact_model if layout == "compact" else stock_model
+    smaller = make(model, layers, kept)
+    write_checkpoint(ctx.workdir, smaller, checkpoint.load_tokenizer(), [*checkpoint.history, step])
+    metrics: Metrics = {
+        "parameters": sum(one.numel() for one in smaller.parameters()),
+        "dense_parameters": sum(one.numel() for one in model.parameters()),
+    }
+    for kind in ("attention", "ffn"):
+        mine = [one for one in layers if one.kind == kind]
+        left = sum(len(kept[one.name].units) for one in mine)
+        metrics[f"{kind}_removed"] = sum(one.units for one in mine) - left
+        metrics[f"{kind}_sparsity"] = 1 - left / sum(one.units for one in mine)
+    return metrics

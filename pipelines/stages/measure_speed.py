@@ -1,0 +1,90 @@
+"""Time several models on the same passes in one process, taking turns."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from effllm.pipelines.artifacts import Checkpoint, Speeds, Windows, write_json, write_rows
+from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
+
+if TYPE_CHECKING:
+    from effllm.modules.decoding.runner import ModelRunner
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureSpeed(Stage):
+    """Seconds to the first token of a prompt, and of decoding behind it.
+
+    Args:
+        prompt_tokens: length of the prompts.
+        new_tokens: decoded behind each.
+        repeats: rounds in which every model takes its turn; one more warms up.
+        dtype: of all models.
+        packed: pack the weights for the CPU (bfloat16 only), the same for all models.
+    """
+
+    INPUTS: ClassVar = {"dense": Checkpoint, "models": Many(Checkpoint), "windows": Windows}
+    OUTPUT: ClassVar = Speeds
+
+    prompt_tokens: int
+    new_tokens: int
+    repeats: int
+    dtype: str
+    packed: bool
+
+    def run(self, ctx: StageContext) -> Metrics:
+        """`speeds.jsonl`: one row per model and round; `models.json`: their histories."""
+        from effllm.modules.decoding.packed import pack_linears
+        from effllm.modules.decoding.runner import ModelRunner
+
+        dense = ctx.input("dense", Checkpoint)
+        checkpoints = {one.label: one for one in (dense, *ctx.input_list("models", Checkpoint))}
+        runners, packed = {}, 0
+        for label, one in checkpoints.items():
+            model = one.load_model(self.dtype, ctx.device)
+            packed += pack_linears(model) if self.packed else 0
+            runners[label] = ModelRunner(model)
+        text = ctx.input("windows", Windows).token_ids().flatten().tolist()
+        rows = ctx.load_rows()
+        labels = list(runners)
+        for number in range(len(rows) // len(labels), self.repeats + 1):
+            # The text goes round where it is too short for a prompt of its own each time.
+            start = number * self.prompt_tokens
+            prompt = [text[(start + i) % len(text)] for i in range(self.prompt_tokens)]
+            turn = number % len(labels)
+            rows += [
+                {"set": label, "id": number, **self._measure(runners[label], prompt)}
+                for label in [*labels[turn:], *labels[:turn]]
+            ]
+            ctx.save_rows(rows)
+            ctx.progress(number, self.repeats, "round")
+        rows = [row for row in rows if row["id"]]  # the first round warms up
+        write_rows(ctx.workdir / "speeds.jsonl", rows)
+        write_json(
+            ctx.workdir / "models.json",
+            {"dense": dense.label, "models": {k: v.history for k, v in checkpoints.items()}},
+        )
+        return {"models": len(labels), "packed_layers": packed, "rounds": self.repeats}
+
+    def _measure(self, runner: ModelRunner, prompt: list[int]) -> dict[str, Any]:
+        """Prefill and greedy decoding of one prompt; a pruned model may do nothing but repeat."""
+        from effllm.modules.evaluation.generations import distinct_share, longest_repeat
+
+        runner.reset()
+        started = time.perf_counter()
+        token = int(runner.advance(prompt, rows=1)[0].argmax())
+        first = time.perf_counter()
+        written = [token]
+        for _ in range(self.new_tokens):
+            written.append(int(runner.advance([written[-1]])[0].argmax()))
+        done = time.perf_counter()
+        runner.reset()
+        return {
+            "distinct": distinct_share(written),
+            "longest_repeat": longest_repeat(written),
+            "prefill_seconds": first - started,
+            "decode_seconds": done - first,
+            "tokens": self.new_tokens,
+        }

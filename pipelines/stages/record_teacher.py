@@ -1,0 +1,54 @@
+"""Record what a model predicts on some windows, for models that are compared with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from effllm.pipelines.artifacts import Checkpoint, TeacherRecord, Windows, write_json
+from effllm.pipelines.stage import Metrics, Stage, StageContext
+
+if TYPE_CHECKING:
+    from effllm.modules.evaluation.divergence import Divergence
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordTeacher(Stage):
+    """Log-probabilities of the likeliest tokens at every position.
+
+    Args:
+        divergence: what they will be used for; see `effllm.modules.evaluation.divergence`.
+        top_k: tokens per position.
+        dtype: of the forward passes.
+    """
+
+    INPUTS: ClassVar = {"model": Checkpoint, "windows": Windows}
+    OUTPUT: ClassVar = TeacherRecord
+
+    divergence: Divergence
+    top_k: int
+    dtype: str
+
+    def run(self, ctx: StageContext) -> Metrics:
+        """`teacher.safetensors` and `teacher.json`."""
+        import torch
+        from safetensors.torch import save_file
+
+        from effllm.modules.evaluation.divergence import record_teacher
+
+        windows = ctx.input("windows", Windows).token_ids()
+        teachers = record_teacher(
+            ctx.input("model", Checkpoint).load_model(self.dtype, ctx.device),
+            windows,
+            kind=self.divergence,
+            top_k=self.top_k,
+            progress=lambda done: ctx.progress(done, len(windows), "window"),
+        )
+        tensors = {"log_probs": torch.stack([one.log_probs for one in teachers]).cpu()}
+        ids = [one.ids.to(torch.int32) for one in teachers if one.ids is not None]
+        if ids:
+            tensors["ids"] = torch.stack(ids).cpu()
+        save_file(tensors, ctx.workdir / "teacher.safetensors")
+        kind = teachers[0].kind
+        write_json(ctx.workdir / "teacher.json", {"kind": kind})
+        return {"kind": kind, "tokens_per_position": int(tensors["log_probs"].shape[-1])}

@@ -1,0 +1,148 @@
+"""The Týr report: tables, figures, and a verdict per claim."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from effllm.pipelines.artifacts import (
+    Allocation,
+    Artifact,
+    Report,
+    Speeds,
+    SupernetFiles,
+    write_json,
+)
+from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportTyr(Stage):
+    """Read every result of the pipeline and say what it shows.
+
+    Args:
+        scale: smoke, cpu or paper; for the title.
+        seed: calibration seed of the rows.
+        resamples: of the bootstrap.
+    """
+
+    INPUTS: ClassVar = {"results": Many(Artifact)}
+    OUTPUT: ClassVar = Report
+
+    scale: str
+    seed: int
+    resamples: int
+
+    def run(self, ctx: StageContext) -> Metrics:
+        """`index.html`, `report.md`, `results.json`, and `figures/`."""
+        import effllm.pipelines.reports.tyr as tyr
+        import effllm.pipelines.reports.tyr_figures as figures
+        import effllm.pipelines.reports.tyr_speed as speed
+        from effllm.pipelines.reports.page import Figure, Heading, Page, Text
+        from effllm.pipelines.reports.sds import Comparison
+        from effllm.pipelines.reports.subjects import gather_subjects
+
+        results = ctx.input_list("results", Artifact)
+        rows = [tyr.describe(subject) for subject in gather_subjects(results)]
+        data = Comparison(sorted(rows, key=tyr.order), self.resamples)
+        timed = [one for one in results if isinstance(one, Speeds)]
+        speeds = speed.gather_speeds(timed, data.rows, self.resamples)
+        folder = ctx.workdir / "figures"
+        model = next(a for a in results if a.manifest["stage"] == "import_model")
+        protocols = data.rows[0].subject.protocols
+        page = Page(
+            "Týr-the-Pruner: heads and neurons, searched over depth",
+            f"{model.manifest['sources']['source']['name']}, scale {self.scale}, calibration seed "
+            f"{self.seed}. Test text {protocols['test']}, held-out text {protocols['heldout']} "
+            "(name-split-tokens x windows). Every figure was measured by effllm, except under "
+            "“Beside the paper”.",
+        )
+        if self.scale == "smoke":
+            page.add(
+                Text(
+                    "This is a smoke run: a tiny random model on random sentences. It shows that "
+                    "the machinery works; its figures mean nothing."
+                )
+            )
+        page.add(Heading("Perplexity"), tyr.main_table(data, "test"))
+        page.add(tyr.main_table(data, "heldout"))
+        figures.draw_perplexity(data, folder)
+        page.add(Figure("perplexity", "Test perplexity over sparsity."))
+        page.add(Heading("What the paper claims, and what these numbers say"))
+        verdicts = tyr.verdicts(data, speeds)
+        page.add(*verdicts)
+        page.add(
+            Text(
+                "Verdicts rest on 95 % intervals over windows, or rounds of timing, for one "
+                "calibration and search seed; another draw moves the figures too, and that is not "
+                "in the intervals. Searches were judged on articles of their own, never on the "
+                "held-out or test text. Supported and not supported are about our own goals and "
+                "controls."
+            )
+        )
+        for sparsity in tyr.sparsities(data):
+            page.add(Heading(f"All metrics at {sparsity}"), tyr.detail_table(data, sparsity))
+        if timed:
+            config = timed[0].manifest["config"]
+            page.add(Heading("Speed"))
+            page.add(speed.speed_table(speeds, config["prompt_tokens"], config["new_tokens"]))
+        if figures.draw_pareto(data, speeds, folder):
+            page.add(Figure("pareto", "Quality against speed; the dense model has no label."))
+        units = {
+            one.name: one.units
+            for artifact in results
+            if isinstance(artifact, SupernetFiles)
+            for one in artifact.open().layers
+        }
+        if figures.draw_allocations(data.rows, units, folder):
+            page.add(Heading("Where units were removed"))
+            page.add(Figure("allocation", "Share of heads and of neurons removed in each block."))
+        allocations = [one for one in results if isinstance(one, Allocation)]
+        if figures.draw_fitness(allocations, folder):
+            caption = "Fitness of the best candidate; lines break where new text was drawn."
+            page.add(Heading("The search"), Figure("fitness", caption))
+            page.add(*(Text(_effort(one)) for one in allocations))
+        page.add(Heading("Beside the paper"), *tyr.paper_tables())
+        page.add(Heading("Cost and provenance"), Text(_cost(results)))
+        page.write(ctx.workdir)
+        write_json(ctx.workdir / "results.json", tyr.result_rows(data, speeds, "tyr"))
+        outcomes = [verdict.outcome for verdict in verdicts]
+        return {outcome: outcomes.count(outcome) for outcome in dict.fromkeys(outcomes)}
+
+
+def _effort(allocation: Allocation) -> str:
+    """What a search took."""
+    found, timing = allocation.manifest["metrics"], allocation.manifest["timing"]
+    if not found["generations"]:
+        return f"{allocation.manifest['instance']}: no generation."
+    return (
+        f"{allocation.manifest['instance']}: {found['generations']} generations, "
+        f"{found['improvements']} with a better allocation, {timing['seconds']:.0f} s; "
+        f"{found['fewer_block_evaluations']:.2f} times fewer block evaluations than full passes "
+        "for every fitness value that was asked for."
+    )
+
+
+def _cost(results: list[Artifact]) -> str:
+    """Time by stage, peak memory and machine, from the manifests."""
+    manifests = [artifact.manifest for artifact in results]
+    by_stage: dict[str, float] = {}
+    for one in manifests:
+        by_stage[one["stage"]] = by_stage.get(one["stage"], 0.0) + one["timing"]["seconds"]
+    longest = sorted(by_stage.items(), key=lambda item: -item[1])[:6]
+    peaks = [one["timing"]["peak_rss_bytes"] or 0 for one in manifests]
+    stored = sum(entry["bytes"] for one in manifests for entry in one["outputs"].values())
+    largest = max(
+        (sum(entry["bytes"] for entry in one["outputs"].values()), one["stage"])
+        for one in manifests
+        if one["stage"] == "build_supernet"
+    )
+    environment = manifests[0]["env"]
+    versions = ", ".join(f"{k} {v}" for k, v in environment["packages"].items() if v)
+    shown = ", ".join(f"{name} {seconds / 60:.1f}" for name, seconds in longest)
+    return (
+        f"{len(manifests)} results, {sum(by_stage.values()) / 60:.1f} minutes of stages (most: "
+        f"{shown}), peak memory {max(peaks) / 2**30:.1f} GiB, {stored / 1e9:.2f} GB stored, the "
+        f"largest supernet {largest[0] / 1e9:.2f} GB, "
+        f"{sum(len(one['warnings']) for one in manifests)} warnings. Device "
+        f"{environment['device']}, {environment['threads']} threads, Python "
+        f"{environment['python']}, {versions}."
+    )

@@ -1,0 +1,86 @@
+"""Týr at smoke scale through the command line, as a user runs it."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tyr")
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines.run", "paper=tyr", "scale=smoke", "logger=none",
+         f"paths.outputs={folder}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert f"report: {folder}/reports/tyr-smoke/index.html" in done.stdout
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rows(outputs):
+    return json.loads((outputs / "reports" / "tyr-smoke" / "results.json").read_text())
+
+
+def test_rows_name_every_method_at_both_sparsities(rows):
+    fields = {"paper", "method", "pattern", "seed", "metrics", "intervals", "n", "artifact"}
+    assert all(set(row) == fields for row in rows)
+    wanted = {"Random units", "Magnitude", "Wanda-sp", "FLAP-style, with bias",
+              "ShortGPT, whole blocks", "ZipLM-style, second order, even", "Týr supernet, even",
+              "Týr, searched"}  # fmt: skip
+    for sparsity in ("25 %", "50 %"):
+        assert {row["method"] for row in rows if row["pattern"] == sparsity} == wanted
+    for row in rows:
+        for key, (low, high) in row["intervals"].items():
+            assert low <= row["metrics"][key] <= high and row["n"][key] > 1
+
+
+def test_counts_fall_with_sparsity_and_the_dense_model_diverges_from_itself_by_nothing(rows):
+    of = {(row["method"], row["pattern"]): row["metrics"] for row in rows}
+    dense = of["Dense", ""]
+    assert dense["test/kl"] == pytest.approx(0, abs=1e-5)
+    for (method, sparsity), metrics in of.items():
+        if not sparsity:
+            continue
+        assert metrics["parameters"] < dense["parameters"] and metrics["test/kl"] > 1e-4
+        assert metrics["weight_file_bytes"] < dense["weight_file_bytes"]
+        if sparsity == "50 %" and "ShortGPT" not in method:
+            assert metrics["parameters"] < of[method, "25 %"]["parameters"]
+            assert metrics["test/kl"] > of[method, "25 %"]["test/kl"]
+
+
+def test_repair_by_least_squares_is_nearer_to_the_dense_model_than_no_repair(rows):
+    kl = {(row["method"], row["pattern"]): row["metrics"]["test/kl"] for row in rows}
+    for sparsity in ("25 %", "50 %"):
+        for method in ("Random units", "Magnitude", "Wanda-sp"):
+            assert kl["Týr supernet, even", sparsity] < kl[method, sparsity]
+
+
+def test_the_report_is_self_contained(outputs):
+    folder = outputs / "reports" / "tyr-smoke"
+    page = (folder / "index.html").read_text()
+    assert not re.search(r'(src|href)="(?!data:)', page) and "<script" not in page
+    assert "tiny random model" in page and "not comparable" in page
+    for name in ("perplexity", "pareto", "allocation", "fitness"):
+        for suffix in ("png", "svg", "csv"):
+            assert (folder / "figures" / f"{name}.{suffix}").stat().st_size > 0
+
+
+def test_a_second_run_reuses_everything(outputs):
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines.run", "paper=tyr", "scale=smoke", "logger=none",
+         f"paths.outputs={outputs}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )  # fmt: skip
+    assert done.returncode == 0 and " 0 to run" in done.stdout
