@@ -25,28 +25,35 @@ class ThinkKeys:
     """ThinK: the same channels kept for all tokens of a head, the others zero.
 
     Args:
-        kept: channels kept (T).
+        share: of channels kept, 0 < share <= 1; at least one is.
 
     Source: ThinK (arXiv 2407.21018): the score of a channel is mean q^2 times mean k^2. Stored
     gathered, as in its eager code; its flash version only zeroes.
     """
 
-    kept: int
+    share: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise ValueError(f"ThinK with a share of {self.share:g} kept; use 0 < share <= 1")
 
     @property
     def per_token(self) -> bool:
         """Yes."""
         return True
 
+    def kept(self, channels: int) -> int:
+        """Channels kept (T)."""
+        return max(int(self.share * channels + 1e-9), 1)
+
     def encode(self, states: Tensor, weight: Tensor, head: Head | None = None) -> Segment:
         """Rows `values` (B, Hkv, S, T); head `index` (B, Hkv, T) int16."""
         tokens, channels = states.shape[2:]
-        if not 0 < self.kept <= channels:
-            raise ValueError(f"ThinK cannot keep {self.kept} of {channels} channels")
+        kept = self.kept(channels)
         if head is None:
             score = weight.square() * states.float().square().sum(dim=2)
-            keep = keep_largest(score, self.kept)
-            index = keep.nonzero()[:, 2].reshape(*keep.shape[:2], self.kept)
+            keep = keep_largest(score, kept)
+            index = keep.nonzero()[:, 2].reshape(*keep.shape[:2], kept)
             head = {"index": index.to(torch.int16)}
         index = head["index"].long().unsqueeze(2).expand(-1, -1, tokens, -1)
         return Segment(tokens, channels, {"values": states.gather(3, index)}, head)
@@ -60,11 +67,11 @@ class ThinkKeys:
 
     def row_bytes(self, channels: int, width: int) -> float:
         """T numbers."""
-        return self.kept * width
+        return self.kept(channels) * width
 
     def head_bytes(self, channels: int) -> int:
         """A 16-bit index per kept channel."""
-        return 2 * self.kept
+        return 2 * self.kept(channels)
 
 
 @dataclass(frozen=True, kw_only=True)
