@@ -125,8 +125,8 @@ class EvaluateCache(Stage):
 
         context = tokens[: -self.continuation].unsqueeze(0)
         cache = read_prompt(model, context, window=self.window)
-        # The token before the last of the context predicts nothing here: its cache entry is kept,
-        # and the continuation is fed shifted by one, so that every prediction reads the cache.
+        # The continuation's first token is predicted while the context is read, before anything is
+        # compressed: it is fed, but does not count.
         fed, targets = tokens[-self.continuation : -1], tokens[-self.continuation + 1 :]
         dense = continue_with(model, cache.compressed(UNCOMPRESSED), fed.unsqueeze(0))[0]
         rows = []

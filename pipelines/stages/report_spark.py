@@ -68,11 +68,9 @@ class ReportSpark(Stage):
             Heading("Ablations"),
             caches.quality_table(study, [arm for arm in ("spark_80", *variants) if arm in study.about]),
         )
+        page.add(Heading("By kind of prompt"), Text(caches.dropped_tasks(study)))
         if study.prompted:
-            page.add(Heading("By kind of prompt"))
-        else:
-            page.add(Heading("Long prompts, none of which the full cache can do"))
-        page.add(caches.task_table(study, main))
+            page.add(caches.task_table(study, main))
         benched = next((one for one in results if one.manifest["stage"] == "cache_bench"), None)
         if benched is not None:
             page.add(Heading("Time"), caches.timing_table(benched))
