@@ -36,11 +36,6 @@ def arm_title(about: About) -> str:
     return " + ".join(parts) or "Full cache"
 
 
-def is_variant(about: About) -> bool:
-    """Whether an arm is SparK with other settings than the defaults: an ablation."""
-    return about["keys"]["class"] == "SparkKeys" and bool(_differences(about))
-
-
 def _differences(about: About) -> list[str]:
     given = {**about["keys"], **about}
     found = []
@@ -150,8 +145,8 @@ class Study:
         return len(self.prompts["dense"])
 
     def bytes_per_token(self, arm: str) -> float:
-        """Bytes held per token of the context, all layers, over the windows of text."""
-        rows = self.texts[arm]
+        """Bytes held per token of the context, all layers, over the texts if there are any."""
+        rows = self.texts[arm] or self.prompts[arm]
         return sum(row["bytes"] for row in rows) / sum(row["context_tokens"] for row in rows)
 
     def saving(self, arm: str) -> float:
@@ -195,11 +190,11 @@ def quality_table(study: Study, arms: Sequence[str], note: str = "") -> Table:
                 interval(study.mean(arm, "kl"), 4),
                 "" if dense else interval(study.perplexity_change(arm, "dense"), 1, sign=True, scale=100),
                 f"{100 * study.mean(arm, 'agree').value:.1f}",
-                interval(study.mean(arm, "score"), 1, scale=100) if study.prompted else "none left",
+                *([interval(study.mean(arm, "score"), 1, scale=100)] if study.prompted else []),
             ]
         )
     columns = ["", "Bytes per token", "saved, %", "KL, nats", "perplexity, %", "same top token, %"]
-    return Table([*columns, "answers, %"], rows, note=note)
+    return Table([*columns, *(["answers, %"] if study.prompted else [])], rows, note=note)
 
 
 def pair_table(study: Study, pairs: Sequence[tuple[str, str]]) -> Table:
@@ -220,17 +215,19 @@ def pair_table(study: Study, pairs: Sequence[tuple[str, str]]) -> Table:
                 interval(kl, 4, sign=True),
                 f"{better} of {len(study.texts[arm])}",
                 interval(study.perplexity_change(arm, other), 1, sign=True, scale=100),
-                interval(study.change(arm, other, "score"), 1, sign=True, scale=100)
-                if study.prompted
-                else "none left",
+                *([_points(study, arm, other)] if study.prompted else []),
             ]
         )
     columns = ["", "bytes, ratio", "KL, difference", "windows with less KL", "perplexity, %"]
     return Table(
-        [*columns, "answers, points"],
+        [*columns, *(["answers, points"] if study.prompted else [])],
         rows,
         note="Paired by example: negative KL and positive answers favour the first.",
     )
+
+
+def _points(study: Study, arm: str, other: str) -> str:
+    return interval(study.change(arm, other, "score"), 1, sign=True, scale=100)
 
 
 def task_table(study: Study, arms: Sequence[str]) -> Table:

@@ -15,7 +15,7 @@ from effllm.pipelines.artifacts import (
     write_json,
     write_rows,
 )
-from effllm.pipelines.stage import Metrics, Stage, StageContext
+from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +40,11 @@ class EvaluateCache(Stage):
         seed: of the run; nothing is drawn.
     """
 
-    INPUTS: ClassVar = {"model": Checkpoint, "windows": Windows, "prompts": LongPrompts}
+    INPUTS: ClassVar = {
+        "model": Checkpoint,
+        "windows": Many(Windows),
+        "prompts": Many(LongPrompts),
+    }
     OUTPUT: ClassVar = Predictions
 
     arms: dict[str, Any]
@@ -68,14 +72,10 @@ class EvaluateCache(Stage):
         checkpoint = ctx.input("model", Checkpoint)
         model = checkpoint.load_model(self.dtype, ctx.device)
         tokenizer = checkpoint.load_tokenizer()
-        windows = ctx.input("windows", Windows)
-        texts = windows.token_ids()
-        if texts.shape[1] <= self.continuation + 1:
-            raise ConfigError(
-                f"{ctx.instance}: windows of {texts.shape[1]} tokens leave no context before a "
-                f"continuation of {self.continuation}; make them longer"
-            )
-        prompts = ctx.input("prompts", LongPrompts).prompts()
+        windows = ctx.input_list("windows", Windows)
+        texts = [text for one in windows for text in one.token_ids()]
+        prompts = [one for found in ctx.input_list("prompts", LongPrompts) for one in found.prompts()]
+        self._check(ctx.instance, [len(text) for text in texts], len(prompts))
         rows = ctx.load_rows()
         done = len({row["id"] for row in rows})
         examples: list[Any] = [*texts, *prompts]
@@ -101,7 +101,7 @@ class EvaluateCache(Stage):
         write_json(
             ctx.workdir / "arms.json",
             {
-                "protocol": windows.protocol,
+                "protocol": ", ".join(one.protocol for one in windows),
                 "continuation": self.continuation,
                 "question_inside": self.question_inside,
                 "arms": {name: describe(arm) for name, arm in self.arms.items()},
@@ -109,9 +109,22 @@ class EvaluateCache(Stage):
         )
         found: Metrics = {"examples": len(examples)}
         for name in self.arms:
-            mine = [row["kl"] for row in rows if row["set"] == name and row["group"] == "text"]
-            found[f"{name}/kl"] = sum(mine) / len(mine)
+            for key in ("kl", "score"):
+                mine = [row[key] for row in rows if row["set"] == name and key in row]
+                if mine:
+                    found[f"{name}/{key}"] = sum(mine) / len(mine)
         return found
+
+    def _check(self, instance: str, lengths: list[int], prompts: int) -> None:
+        if not lengths and not prompts:
+            raise ConfigError(f"{instance}: neither windows nor prompts; give at least one of them")
+        if min(lengths, default=self.continuation + 2) <= self.continuation + 1:
+            raise ConfigError(
+                f"{instance}: windows of {min(lengths)} tokens leave no context before a "
+                f"continuation of {self.continuation}; make them longer"
+            )
+        if self.picture is not None and not lengths:
+            raise ConfigError(f"{instance}: a picture is drawn of windows; set picture=null")
 
     def _text(
         self, model: PreTrainedModel, name: str, tokens: torch.Tensor

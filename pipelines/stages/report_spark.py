@@ -30,7 +30,8 @@ class ReportSpark(Stage):
         from effllm.pipelines.reports.page import Heading, Page, Text
 
         results = ctx.input_list("results", Artifact)
-        evaluated = next(one for one in results if one.manifest["stage"] == "evaluate_cache")
+        evaluations = [one for one in results if one.manifest["stage"] == "evaluate_cache"]
+        evaluated = next(one for one in evaluations if _has(one, "windows", "prompts"))
         study = caches.Study.of(evaluated, self.resamples)
         by_label = {one.label: one for one in results}
         model = by_label[evaluated.manifest["inputs"]["model"]]
@@ -46,8 +47,7 @@ class ReportSpark(Stage):
         )
         if self.scale == "smoke":
             page.add(Text("A smoke run of a tiny random model: its figures mean nothing."))
-        variants = [arm for arm in study.about if caches.is_variant(study.about[arm])]
-        main = [arm for arm in study.about if arm not in variants]
+        main = list(study.about)
         folder = ctx.workdir / "figures"
         verdicts = spark.verdicts(study)
         page.add(Heading("What the paper claims, and what these numbers say"), *verdicts)
@@ -65,12 +65,18 @@ class ReportSpark(Stage):
             spark.draw_tradeoff(study, main, folder),
             Heading("At equal bytes"),
             caches.pair_table(study, spark.PAIRS),
-            Heading("Ablations"),
-            caches.quality_table(study, [arm for arm in ("spark_80", *variants) if arm in study.about]),
         )
+        for one in evaluations:
+            if not _has(one, "prompts"):
+                ablation = caches.Study.of(one, self.resamples)
+                page.add(Heading("Ablations"), caches.quality_table(ablation, list(ablation.about)))
         page.add(Heading("By kind of prompt"), Text(caches.dropped_tasks(study)))
         if study.prompted:
             page.add(caches.task_table(study, main))
+        for one in evaluations:
+            inside = caches.Study.of(one, self.resamples)
+            if not _has(one, "windows") and inside.prompted:
+                page.add(caches.task_table(inside, list(inside.about)))
         benched = next((one for one in results if one.manifest["stage"] == "cache_bench"), None)
         if benched is not None:
             page.add(Heading("Time"), caches.timing_table(benched))
@@ -82,3 +88,8 @@ class ReportSpark(Stage):
         write_json(ctx.workdir / "results.json", spark.result_rows(study, evaluated))
         outcomes = [verdict.outcome for verdict in verdicts]
         return {outcome: outcomes.count(outcome) for outcome in dict.fromkeys(outcomes)}
+
+
+def _has(evaluated: Artifact, *slots: str) -> bool:
+    """Whether an evaluation read something from all of these inputs."""
+    return all(evaluated.manifest["inputs"][slot] for slot in slots)
