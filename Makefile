@@ -5,7 +5,7 @@ VENV   ?= .venv
 SCALE  ?= cpu
 RUN     = $(VENV)/bin/effllm run
 
-.PHONY: help install sds sds-ablation sds-search sds-seeds fly fly-accuracy smoke test test-all check bench clean
+.PHONY: help install sds sds-ablation sds-search sds-seeds fly fly-accuracy spark smoke test test-all check bench clean
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+: *.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 18
@@ -38,6 +38,9 @@ fly: install     ## FLy at SCALE to its report
 fly-accuracy: install  ## what FLy costs in right answers
 	$(RUN) paper=fly_accuracy scale=$(SCALE)
 
+spark: install   ## SparK at SCALE to its report
+	$(RUN) paper=spark scale=$(SCALE)
+
 # Models are tiny there: a second thread waits more than it works.
 smoke: export OMP_NUM_THREADS := 1
 smoke: install   ## every paper on a tiny random model
@@ -47,6 +50,7 @@ smoke: install   ## every paper on a tiny random model
 	$(RUN) paper=sds_seeds scale=smoke logger=none
 	$(RUN) paper=fly scale=smoke logger=none
 	$(RUN) paper=fly_accuracy scale=smoke logger=none
+	$(RUN) paper=spark scale=smoke logger=none
 
 test: install    ## all tests but the slow ones and those for GPUs
 	$(VENV)/bin/python -m pytest -m "not slow and not gpu"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from random import Random
 
 from effllm.modules.data.prompts import nouns
@@ -122,12 +123,14 @@ def _hidden(
         value = str(random.randrange(10**4, 10**5))
         names = random.sample([f"{a}{b}" for a in "ABCDEFGH" for b in "KLMNPQRS"], 4)
         needles = [f"Variable {names[0]} is set to {value}."]
-        needles += [f"Variable {b} is set to variable {a}." for a, b in zip(names, names[1:])]
+        needles += [f"Variable {b} is set to variable {a}." for a, b in pairwise(names)]
         question = f"The variables that hold {value} are, in the order in which they were set:"
         answers = [f" {names[0]}", *(f", {one}" for one in names[1:])]
     else:
         keys = {"needle": words[:1], "multikey": words[:4], "multivalue": words[:1] * 3}[task]
-        needles = [f"The secret number of the {a} is {b}." for a, b in zip(keys, numbers)]
+        needles = [
+            f"The secret number of the {a} is {b}." for a, b in zip(keys, numbers, strict=False)
+        ]
         wanted = random.randrange(len(keys)) if task == "multikey" else 0
         question = f"The secret number of the {keys[wanted]} is"
         answers = [f" {numbers[wanted]}"]
@@ -135,7 +138,7 @@ def _hidden(
             question = f"The three secret numbers of the {keys[0]} are, as the text has them:"
             answers = [f" {numbers[0]}", *(f", {one}" for one in numbers[1:3])]
     places = sorted(random.randrange(len(hay) + 1) for _ in needles)
-    for place, needle in reversed(list(zip(places, needles))):
+    for place, needle in reversed(list(zip(places, needles, strict=True))):
         hay.insert(place, needle)
     return LongPrompt(name, task, length, " ".join(hay), f"\n\n{question}", answers)
 

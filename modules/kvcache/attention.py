@@ -86,15 +86,13 @@ def _attend(kind: Reading) -> Callable[..., tuple[Tensor, Tensor | None]]:
                 attention_mask = _own_mask(layer, query)
                 if kind == "eager":
                     hidden = torch.finfo(query.dtype).min
-                    attention_mask = torch.zeros_like(attention_mask, dtype=query.dtype).masked_fill(
-                        ~attention_mask, hidden
-                    )
+                    attention_mask = torch.zeros_like(
+                        attention_mask, dtype=query.dtype
+                    ).masked_fill(~attention_mask, hidden)
         dense: Callable[..., Any] = sdpa_attention_forward
         if kind == "eager":
             dense = sys.modules[type(module).__module__].eager_attention_forward
-        attended = dense(
-            module, query, key, value, attention_mask, scaling=scale, **kwargs
-        )
+        attended = dense(module, query, key, value, attention_mask, scaling=scale, **kwargs)
         if layer is not None and layer.past is None:
             layer.observe(query, scale, _valid(attention_mask))
         return attended[0], attended[1]

@@ -78,3 +78,7 @@ class CompressedCache(Cache):
     def nbytes(self) -> int:
         """Bytes held in all."""
         return sum(self.stored().values())
+
+    def dense_bytes(self) -> int:
+        """Bytes that the compressed layers would hold uncompressed, without spare room."""
+        return sum(layer.dense_bytes for layer in self.compressible)

@@ -26,7 +26,7 @@ class Compression:
         protect_last: last tokens of the prompt that stay dense. With eviction, of those kept.
         chunk: while decoding, pack this many tokens at a time; 0 leaves new tokens dense, as the
             paper does.
-        min_tail: newest tokens that are never packed, so that a rollback does not reach packed ones.
+        min_tail: newest tokens that are never packed, so that rollbacks do not reach packed ones.
 
     Source: SparK (window 32, keys only, evict first). Deviates: `protect_last` is 0 there.
     """

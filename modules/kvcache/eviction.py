@@ -44,7 +44,7 @@ class Prefill:
     def attention(self, window: int) -> Tensor:
         """(B, Hkv, G, W, S) float32 attention of the last `window` queries."""
         queries = self.queries[:, :, -window:].float()
-        batch, heads, seen, channels = queries.shape
+        batch, _, seen, channels = queries.shape
         grouped = queries.reshape(batch, self.keys.shape[1], -1, seen, channels)
         scores = grouped @ self.keys.float().unsqueeze(2).mT * self.scaling
         place = torch.arange(self.tokens, device=scores.device)

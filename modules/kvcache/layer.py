@@ -288,6 +288,14 @@ class CompressedLayer(CacheLayerMixin):
         found["other"] = stored_bytes(one for one in others if one is not None)
         return found
 
+    @property
+    def dense_bytes(self) -> int:
+        """Bytes that all positions seen would take uncompressed, in the dtype of the tail."""
+        if self.keys is None or self.values is None:
+            return 0
+        rows = self.keys.shape[0] * self.keys.shape[1] * self.length
+        return rows * (self.keys.shape[3] + self.values.shape[3]) * self.keys.element_size()
+
 
 def _room(states: Tensor) -> tuple[int, int, int, int]:
     batch, heads, tokens, channels = states.shape

@@ -4,12 +4,12 @@ Nothing but the gain and, if wanted, one sign bit per entry is stored for a toke
 
 | family   | gain of a token          | unit of a channel | keeps                     |
 |----------|--------------------------|-------------------|---------------------------|
-| code     | sqrt(mean n_j k_j^2)     | n_j^(-1/2)        | the energy sum n_j k_j^2  |
-| paper    | mean n_j |k_j|           | 1 / n_j           | the saliency sum n_j |k_j|; least squares |
+| code     | sqrt(mean n_j k_j^2)     | n_j^(-1/2)        | sum n_j k_j^2, the energy |
+| paper    | mean n_j |k_j|           | 1 / n_j           | sum n_j |k_j|, least squares |
 | constant | none (1), no signs       | 0.01              |                           |
 | zero     | none (1), no signs       | 0                 |                           |
 
-Means are over the pruned channels. Source: SparK, official code and paper; see docs/papers/spark.md.
+Means are over the pruned channels. Source: SparK, official code and paper; docs/papers/spark.md.
 """
 
 from typing import Literal
@@ -63,8 +63,8 @@ def sampled_magnitudes(
     """Random magnitudes of pruned entries in the order of their true saliency: simulation only.
 
     Storing which draw belongs to which channel would take more bits than the entries themselves,
-    so no packed format exists. Saliency is n |k|; draws have the mean (and, Gaussian, the spread) of
-    all D saliencies of the token and do not exceed the smallest kept one.
+    so no packed format exists. Saliency is n |k|; draws have the mean (and the spread, if Gaussian)
+    of all D saliencies of the token and do not exceed the smallest kept one.
 
     Returns:
         (B, Hkv, S, D) float32, 0 where a channel is kept.

@@ -212,9 +212,7 @@ class ChannelIntegers:
         """Rows `codes`, `range` (B, Hkv, S // group, D, ...) and `rest` (B, Hkv, S % group, D)."""
         batch, heads, tokens, channels = states.shape
         runs = tokens // self.group
-        whole = states[:, :, : runs * self.group].reshape(
-            batch, heads, runs, self.group, channels
-        )
+        whole = states[:, :, : runs * self.group].reshape(batch, heads, runs, self.group, channels)
         codes, span = quantise_rows(whole.mT, self.bits)
         rest = states[:, :, runs * self.group :].clone()
         return Segment(tokens, channels, {"codes": codes, "range": span, "rest": rest})

@@ -32,7 +32,9 @@ _USUAL = {
 
 def arm_title(about: About) -> str:
     """What an arm is, in words; only what differs from the defaults is said."""
-    parts = [part for part in (_evict(about["evict"]), _keys(about), _values(about["values"])) if part]
+    parts = [
+        part for part in (_evict(about["evict"]), _keys(about), _values(about["values"])) if part
+    ]
     return " + ".join(parts) or "Full cache"
 
 
@@ -188,7 +190,9 @@ def quality_table(study: Study, arms: Sequence[str], note: str = "") -> Table:
                 f"{study.bytes_per_token(arm):,.0f}",
                 "" if dense else f"{100 * study.saving(arm):.1f}",
                 interval(study.mean(arm, "kl"), 4),
-                "" if dense else interval(study.perplexity_change(arm, "dense"), 1, sign=True, scale=100),
+                ""
+                if dense
+                else interval(study.perplexity_change(arm, "dense"), 1, sign=True, scale=100),
                 f"{100 * study.mean(arm, 'agree').value:.1f}",
                 *([interval(study.mean(arm, "score"), 1, scale=100)] if study.prompted else []),
             ]
@@ -238,9 +242,7 @@ def task_table(study: Study, arms: Sequence[str]) -> Table:
         cells = []
         for group in groups:
             found = [
-                row["score"]
-                for row in study.prompts[arm]
-                if (row["group"], row["length"]) == group
+                row["score"] for row in study.prompts[arm] if (row["group"], row["length"]) == group
             ]
             cells.append(f"{100 * np.mean(found):.0f}")
         rows.append([study.title(arm), *cells])

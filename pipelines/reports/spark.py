@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-
 from effllm.modules.evaluation.intervals import Interval
 from effllm.pipelines.artifacts import Artifact
 from effllm.pipelines.reports.caches import Study
@@ -53,9 +52,7 @@ def verdicts(study: Study) -> list[Verdict]:
         "snapkv_18",
         "Orthogonal to eviction: SparK on top of SnapKV is better than evicting more",
     )
-    found += _better(
-        study, "spark_80", "int4", "SparK is better than 4-bit keys"
-    )
+    found += _better(study, "spark_80", "int4", "SparK is better than 4-bit keys")
     found += _better(
         study,
         "spark_80_int4",
@@ -88,7 +85,9 @@ def _under(study: Study, arm: str, other: str, name: str) -> list[Verdict]:
     if study.prompted:
         score = study.change(arm, other, "score")
         evidence += f" Answers {interval(score, 1, sign=True, scale=100)} points."
-    claim = f"At r = 0.8 the loss against {name} is under {100 * _LOSS:.0f} % (of perplexity, ours)."
+    claim = (
+        f"At r = 0.8 the loss against {name} is under {100 * _LOSS:.0f} % (of perplexity, ours)."
+    )
     return [Verdict(claim, outcome, evidence)]
 
 
@@ -110,7 +109,9 @@ def _better(study: Study, arm: str, other: str, claim: str) -> list[Verdict]:
     if study.prompted:
         score = study.change(arm, other, "score")
         evidence += f" Answers {interval(score, 1, sign=True, scale=100)} points."
-    return [Verdict(f"{claim} ({study.title(arm)} against {study.title(other)}).", outcome, evidence)]
+    return [
+        Verdict(f"{claim} ({study.title(arm)} against {study.title(other)}).", outcome, evidence)
+    ]
 
 
 def region(study: Study, arms: list[str]) -> str:
@@ -176,7 +177,9 @@ def draw_tradeoff(study: Study, arms: list[str], folder: Path) -> Figure:
         axes.set_ylabel("KL to the full cache, nats per token")
         axes.legend(fontsize=9)
     write_csv(folder, "tradeoff", table)
-    return Figure("tradeoff", "Bytes held and what they cost; lower left is better. 95 % intervals.")
+    return Figure(
+        "tradeoff", "Bytes held and what they cost; lower left is better. 95 % intervals."
+    )
 
 
 def draw_kept(evaluated: Artifact, folder: Path) -> Figure | None:
@@ -215,7 +218,7 @@ def paper_table() -> Table:
     return Table(
         ["The paper's figures (not comparable)", "LongBench, mean of 16", "% against SnapKV"],
         rows,
-        note="arXiv 2508.15212, Table 1, second-hand; LLaMA-3-8B-Instruct (labelled 3.1 elsewhere), "
+        note="arXiv 2508.15212, Table 1, second-hand; LLaMA-3-8B-Instruct (3.1 elsewhere), "
         "128 tokens per layer, question inside the compressed prompt. Another model, task set and "
         "budget than ours: read directions, not values. Its storage figures are r/2 and count no "
         "masks, signs or gains; its released code stores dense keys.",
@@ -252,5 +255,3 @@ def result_rows(study: Study, evaluated: Artifact) -> list[dict[str, Any]]:
             }
         )
     return found
-
-

@@ -114,9 +114,7 @@ class CacheBench(Stage):
                     )
         return rows
 
-    def _read(
-        self, model: PreTrainedModel, prompt: torch.Tensor, name: str
-    ) -> tuple[Cache, float]:
+    def _read(self, model: PreTrainedModel, prompt: torch.Tensor, name: str) -> tuple[Cache, float]:
         import torch
         from transformers.cache_utils import DynamicCache
 

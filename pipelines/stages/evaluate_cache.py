@@ -74,7 +74,9 @@ class EvaluateCache(Stage):
         tokenizer = checkpoint.load_tokenizer()
         windows = ctx.input_list("windows", Windows)
         texts = [text for one in windows for text in one.token_ids()]
-        prompts = [one for found in ctx.input_list("prompts", LongPrompts) for one in found.prompts()]
+        prompts = [
+            one for found in ctx.input_list("prompts", LongPrompts) for one in found.prompts()
+        ]
         self._check(ctx.instance, [len(text) for text in texts], len(prompts))
         rows = ctx.load_rows()
         done = len({row["id"] for row in rows})
@@ -177,9 +179,7 @@ class EvaluateCache(Stage):
             context, question = context + question[:-1], question[-1:]
         expected = [token for answer in answers for token in answer]
         fed = torch.tensor([[*question, *expected[:-1]]], device=model.device)
-        cache = read_prompt(
-            model, torch.tensor([context], device=model.device), window=self.window
-        )
+        cache = read_prompt(model, torch.tensor([context], device=model.device), window=self.window)
         truth = torch.tensor(expected, device=model.device)
         rows = []
         for arm, method in self.arms.items():

@@ -1,4 +1,4 @@
-"""A compressed cache inside real (tiny) models: exact limits, oracles, and every change of shape."""
+"""A compressed cache inside tiny models: exact limits, oracles, and every change of shape."""
 
 import pytest
 import torch
@@ -66,7 +66,9 @@ def test_generate_with_a_ratio_of_zero_writes_the_same(family, reading):
         Compression(keys=SparkKeys(ratio=0.5, bits=4), values=PrunedValues(ratio=0.5)),
         Compression(keys=ChannelIntegers(bits=4, group=8), protect_last=3),
         Compression(evict=SnapKV(budget=Budget(share=0.5), observed=4, beta=20.0)),
-        Compression(keys=SparkKeys(ratio=0.5), evict=Tova(budget=Budget(tokens=9)), protect_first=2),
+        Compression(
+            keys=SparkKeys(ratio=0.5), evict=Tova(budget=Budget(tokens=9)), protect_first=2
+        ),
     ],
     ids=["spark", "rounded", "channels", "pyramid", "evicted"],
 )
@@ -311,7 +313,9 @@ def test_the_observed_queries_are_those_of_attention_after_their_norm():
 
 def test_new_tokens_are_packed_in_chunks_and_the_newest_stay_dense():
     model, ids = tiny_model("llama"), tokens_of(60)
-    method = Compression(keys=SparkKeys(ratio=0.5), protect_last=4, protect_first=2, chunk=8, min_tail=6)
+    method = Compression(
+        keys=SparkKeys(ratio=0.5), protect_last=4, protect_first=2, chunk=8, min_tail=6
+    )
     cache = cache_of(model, method)
     read(model, cache, ids[:, :20])
     layer = cache.compressible[0]
@@ -324,7 +328,9 @@ def test_new_tokens_are_packed_in_chunks_and_the_newest_stay_dense():
     assert layer.past[0].tokens > 30
     assert all(torch.equal(head[name], one) for name, one in layer.past[0].head.items())
     assert torch.equal(layer.tail(torch.float32)[0][:, :, :2], first)
-    never = cache_of(model, Compression(keys=SparkKeys(ratio=0.0), protect_last=4, chunk=8, min_tail=6))
+    never = cache_of(
+        model, Compression(keys=SparkKeys(ratio=0.0), protect_last=4, chunk=8, min_tail=6)
+    )
     dense = DynamicCache(config=model.config)
     read(model, never, ids[:, :20])
     with torch.no_grad():

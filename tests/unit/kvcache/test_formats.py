@@ -1,10 +1,19 @@
 """Bytes by formula, rounding errors, and cutting and joining segments."""
 
+import subprocess
+import sys
+import textwrap
+
 import pytest
 import torch
 
 from effllm.modules.kvcache.formats import Dense, SparkKeys
-from effllm.modules.kvcache.quantisation import dequantise_rows, pack_codes, quantise_rows, unpack_codes
+from effllm.modules.kvcache.quantisation import (
+    dequantise_rows,
+    pack_codes,
+    quantise_rows,
+    unpack_codes,
+)
 from effllm.modules.kvcache.rivals import ChannelIntegers, PrunedValues, ThinkKeys, TokenIntegers
 from effllm.modules.kvcache.segment import stored_bytes
 
@@ -44,8 +53,10 @@ def test_stored_bytes_are_those_of_the_formula(form, channels, dtype):
 
 @pytest.mark.parametrize(
     ("channels", "width", "ratio", "wanted"),
-    [(64, 2, 0.5, 82), (64, 2, 0.8, 44), (64, 4, 0.5, 146), (64, 4, 0.8, 70)]
-    + [(128, 2, 0.5, 162), (128, 2, 0.8, 86), (128, 4, 0.7, 190), (128, 2, 0.7, 112)],
+    [
+        *((64, 2, 0.5, 82), (64, 2, 0.8, 44), (64, 4, 0.5, 146), (64, 4, 0.8, 70)),
+        *((128, 2, 0.5, 162), (128, 2, 0.8, 86), (128, 4, 0.7, 190), (128, 2, 0.7, 112)),
+    ],
 )
 def test_bytes_of_the_specifications_table(channels, width, ratio, wanted):
     assert SparkKeys(ratio=ratio).row_bytes(channels, width) == wanted
@@ -150,3 +161,37 @@ def test_pruned_values_keep_the_mean_of_what_they_lose():
     found = form.decode(form.encode(states, torch.ones(2, 3, 64)), 0, 96)
     torch.testing.assert_close(found.sum(dim=-1), states.sum(dim=-1))
     assert ((found == states).sum(dim=-1) >= 32).all()
+
+
+def test_process_memory_falls_by_what_the_formula_says():
+    """The keys of 30 layers of 3 heads of 64 channels, 8,192 tokens, in a process of its own."""
+    code = """
+        import ctypes, gc, sys
+        import torch
+        from effllm.modules.kvcache.formats import Dense, SparkKeys
+
+        def resident():
+            gc.collect()
+            ctypes.CDLL(None).malloc_trim(0)
+            with open("/proc/self/statm") as file:
+                return int(file.read().split()[1]) * 4096
+
+        torch.set_num_threads(1)
+        weight = torch.ones(1, 3, 64)
+        states = torch.randn(1, 3, 8192, 64).half()
+        form = {"dense": Dense(), "spark": SparkKeys(ratio=0.8)}[sys.argv[1]]
+        form.encode(states, weight)  # what the first call loads is not the cache's
+        before = resident()
+        held = [form.encode(states, weight) for _ in range(30)]
+        print(resident() - before)
+    """
+    grown = {}
+    for name in ("dense", "spark"):
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(code), name], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        grown[name] = int(done.stdout)
+    rows = 30 * 3 * 8192
+    assert grown["dense"] == pytest.approx(rows * 128, rel=0.1)
+    assert grown["spark"] == pytest.approx(rows * 44, rel=0.1)
