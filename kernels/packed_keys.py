@@ -147,10 +147,11 @@ def pack_rows(keys: Tensor, keep: Tensor, kept: int) -> tuple[Tensor, Tensor, Te
 def pack_rows_triton(keys: Tensor, keep: Tensor, kept: int) -> tuple[Tensor, Tensor, Tensor]:
     """`pack_rows_reference` as one pass over the rows."""
     channels, shape = keys.shape[-1], keys.shape[:-1]
-    flat, flags = keys.reshape(-1, channels).contiguous(), keep.reshape(-1, channels).contiguous()
+    flat = keys.reshape(-1, channels).contiguous()
+    flags = keep.reshape(-1, channels).contiguous().view(torch.uint8)
     rows = flat.shape[0]
     values = flat.new_empty(rows, kept)
-    mask = flags.new_empty(rows, mask_bytes(channels), dtype=torch.uint8)
+    mask = flags.new_empty(rows, mask_bytes(channels))
     sign = torch.empty_like(mask)
     if rows:
         width = max(8, triton.next_power_of_2(channels))

@@ -84,7 +84,7 @@ def _attend(kind: Reading) -> Callable[..., tuple[Tensor, Tensor | None]]:
                 return packed_attention(layer, query, scale), None
             if layer.past is not None:
                 attention_mask = _own_mask(layer, query)
-                if kind == "eager":
+                if kind == "eager" and attention_mask is not None:
                     hidden = torch.finfo(query.dtype).min
                     attention_mask = torch.zeros_like(
                         attention_mask, dtype=query.dtype
@@ -147,10 +147,12 @@ def _tail_mask(layer: CompressedLayer, new: int) -> Tensor:
     return shown if valid is None else shown & valid.unsqueeze(2)
 
 
-def _own_mask(layer: CompressedLayer, query: Tensor) -> Tensor:
-    """(B, H or 1, n, past + held) bool for attention over rebuilt states."""
+def _own_mask(layer: CompressedLayer, query: Tensor) -> Tensor | None:
+    """(B, H or 1, n, past + held) bool for attention over rebuilt states; None if all is seen."""
     assert layer.past is not None
     new = query.shape[2]
+    if new == 1 and layer.past_valid is None and layer.held_valid is None:
+        return None
     tail = _tail_mask(layer, new)
     past = tail.new_ones(*tail.shape[:2], new, layer.past[0].tokens)
     if layer.past_valid is not None:

@@ -152,6 +152,8 @@ class CompressedLayer(CacheLayerMixin):
         valid = None
         if self.held_valid is not None:
             valid = self.held_valid.unsqueeze(1).expand(-1, keys.shape[1], -1)
+            # Padding becomes the mean of what is real, so that it does not move channels' means.
+            keys, values = (_mean_where(~valid, one) for one in (keys, values))
         if method.evict is not None:
             kept = method.evict.keep(seen)
             keys, values = _taken(keys, kept), _taken(values, kept)
@@ -312,6 +314,14 @@ def _appended(buffer: Tensor, held: int, states: Tensor) -> Tensor:
         buffer = larger
     buffer[:, :, held:wanted] = states
     return buffer
+
+
+def _mean_where(padding: Tensor, states: Tensor) -> Tensor:
+    """(B, Hkv, S, D) states with padding replaced by the mean of the other tokens."""
+    hidden = padding.unsqueeze(-1)
+    real = (~hidden).sum(dim=2, keepdim=True).clamp_min(1)
+    mean = states.float().masked_fill(hidden, 0.0).sum(dim=2, keepdim=True) / real
+    return torch.where(hidden, mean.to(states.dtype), states)
 
 
 def _taken(states: Tensor, kept: Tensor) -> Tensor:

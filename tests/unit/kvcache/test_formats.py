@@ -164,7 +164,7 @@ def test_pruned_values_keep_the_mean_of_what_they_lose():
 
 
 def test_process_memory_falls_by_what_the_formula_says():
-    """The keys of 30 layers of 3 heads of 64 channels, 8,192 tokens, in a process of its own."""
+    """The keys of ten layers of 3 heads of 64 channels, 8,192 tokens, in a process of its own."""
     code = """
         import ctypes, gc, sys
         import torch
@@ -182,7 +182,7 @@ def test_process_memory_falls_by_what_the_formula_says():
         form = {"dense": Dense(), "spark": SparkKeys(ratio=0.8)}[sys.argv[1]]
         form.encode(states, weight)  # what the first call loads is not the cache's
         before = resident()
-        held = [form.encode(states, weight) for _ in range(30)]
+        held = [form.encode(states, weight) for _ in range(10)]
         print(resident() - before)
     """
     grown = {}
@@ -192,6 +192,6 @@ def test_process_memory_falls_by_what_the_formula_says():
         )
         assert done.returncode == 0, done.stderr[-2000:]
         grown[name] = int(done.stdout)
-    rows = 30 * 3 * 8192
+    rows = 10 * 3 * 8192
     assert grown["dense"] == pytest.approx(rows * 128, rel=0.1)
     assert grown["spark"] == pytest.approx(rows * 44, rel=0.1)

@@ -205,8 +205,8 @@ def test_signed_means_may_cancel_and_rms_does_not():
 
 def test_channels_for_a_share_and_groups():
     scores = torch.tensor([[10.0, 0, 0, 0, 0, 0, 0, 0, 0, 0], [1.0] * 10])
-    assert channels_for_share(scores, 0.99).tolist() == [2, 10]
-    assert channels_for_share(scores, 0.45).tolist() == [2, 5]
+    assert channels_for_share(scores, 0.99).tolist() == [1, 10]
+    assert channels_for_share(scores, 0.45).tolist() == [1, 5]
     assert grouped_channels(scores).tolist() == [1, 9]  # 10 % and 90 % of ten channels
     keep = keep_counts(scores, torch.tensor([1, 9]))
     assert keep.sum(dim=-1).tolist() == [1, 9] and keep[0, 0] and not keep[1, 9]
