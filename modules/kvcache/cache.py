@@ -29,9 +29,7 @@ class CompressedCache(Cache):
     def __init__(
         self, config: PretrainedConfig, method: Compression, *, automatic: bool = True
     ) -> None:
-        found = DynamicCache(config=config).layers
-        count = config.get_text_config().num_hidden_layers
-        layers = found or [DynamicLayer() for _ in range(count)]
+        layers = DynamicCache(config=config).layers
         for index, layer in enumerate(layers):
             if type(layer) is DynamicLayer:
                 layers[index] = CompressedLayer(method, index, len(layers), automatic=automatic)
