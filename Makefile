@@ -5,7 +5,7 @@ VENV   ?= .venv
 SCALE  ?= cpu
 RUN     = $(VENV)/bin/effllm run
 
-.PHONY: help install sds sds-ablation sds-search sds-seeds fly fly-accuracy tyr tyr-ablation tyr-long smoke test test-all check bench bench-exactness clean
+.PHONY: help install sds sds-ablation sds-search sds-seeds fly fly-accuracy tyr tyr-ablation tyr-long spark smoke test test-all check bench bench-exactness clean
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+: *.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 18
@@ -47,6 +47,9 @@ tyr-ablation: install  ## Týr without accumulation, refit, search, first- or se
 tyr-long: install  ## Týr at four sparsities, with a second, finer round (longer)
 	$(RUN) paper=tyr_long scale=$(SCALE)
 
+spark: install   ## SparK at SCALE to its report
+	$(RUN) paper=spark scale=$(SCALE)
+
 # Models are tiny there: a second thread waits more than it works.
 smoke: export OMP_NUM_THREADS := 1
 smoke: install   ## every paper on a tiny random model
@@ -59,6 +62,7 @@ smoke: install   ## every paper on a tiny random model
 	$(RUN) paper=tyr scale=smoke logger=none
 	$(RUN) paper=tyr_ablation scale=smoke logger=none
 	$(RUN) paper=tyr_long scale=smoke logger=none
+	$(RUN) paper=spark scale=smoke logger=none
 
 test: install    ## all tests but the slow ones and those for GPUs
 	$(VENV)/bin/python -m pytest -m "not slow and not gpu"

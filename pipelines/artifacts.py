@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from effllm.modules.data.long_context import LongPrompt
     from effllm.modules.data.prompts import Prompt
     from effllm.modules.data.sources import Document
     from effllm.modules.decoding.recording import RecordedBlock
@@ -197,6 +198,18 @@ class Prompts(Artifact):
         from effllm.modules.data.prompts import Prompt
 
         return [Prompt(**row) for row in self.read_rows("prompts.jsonl")]
+
+
+class LongPrompts(Artifact):
+    """Long prompts with checkable answers, one object per line of `prompts.jsonl`."""
+
+    kind = "long prompts"
+
+    def prompts(self) -> list[LongPrompt]:
+        """All prompts."""
+        from effllm.modules.data.long_context import LongPrompt
+
+        return [LongPrompt(**row) for row in self.read_rows("prompts.jsonl")]
 
 
 class Traces(Artifact):

@@ -50,6 +50,17 @@ def test_links_of_the_readme_lead_somewhere():
             assert (ROOT / target).exists(), target
 
 
+def test_the_cache_example_runs(tiny_llama, tokenizer, capsys):
+    code = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)[1]
+    load = next(line for line in code.splitlines() if line.startswith("model, tokenizer ="))
+    repeats = "* 200"
+    assert repeats in code
+    code = code.replace(load, "").replace(repeats, "* 25")  # no hub, and 512 positions
+    exec(code, {"model": tiny_llama, "tokenizer": tokenizer})
+    held, full = re.findall(r"\d[\d,]*", capsys.readouterr().out)
+    assert 0 < int(held.replace(",", "")) < int(full.replace(",", ""))
+
+
 def test_the_notebook_example_runs(tiny_llama, generator):
     import torch
 

@@ -1,0 +1,1 @@
+"""Key-value caches that hold less: channels pruned per token, tokens evicted, numbers rounded."""

@@ -1,0 +1,178 @@
+"""Attention over a compressed cache, and the hooks that let it see the queries of the prompt.
+
+transformers hands a cache keys and values but no queries, and an attention function queries but no
+cache. `attached` gives every attention module a way to its layer of the cache for the time of a
+pass, and one of three attention functions:
+
+* `spark_packed` reads packed keys a block of tokens at a time, so that no layer is ever dense;
+* `spark_sdpa` and `spark_eager` let the cache rebuild dense keys and attend as transformers does.
+
+All three ignore the mask of the model once a prompt is compressed: layers may then hold different
+tokens. Every stored token is visible but padding, and new tokens see each other causally.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import eager_mask, sdpa_mask
+
+from effllm.modules.kvcache.layer import CompressedLayer
+
+Reading = Literal["packed", "sdpa", "eager"]
+
+_BLOCK = 512  # tokens rebuilt at a time: small enough for the caches of a CPU
+_LAYER = "_compressed_layer"  # attribute of an attention module, during its pass
+
+
+@contextmanager
+def attached(model: PreTrainedModel, reading: Reading = "packed") -> Iterator[None]:
+    """Let a model fill and read a `CompressedCache`; undone on leaving.
+
+    Args:
+        model: any causal model that uses transformers' attention functions.
+        reading: how compressed keys are read; see above. Other caches work as before.
+    """
+    before = model.config._attn_implementation
+    handles = [
+        module.register_forward_pre_hook(_find_layer, with_kwargs=True)
+        for module in model.modules()
+        if "Attention" in type(module).__name__ and hasattr(module, "layer_idx")
+    ]
+    model.set_attn_implementation(f"spark_{reading}")
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        model.set_attn_implementation(before)
+
+
+def _find_layer(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+    cache = kwargs.get("past_key_values")
+    layers = getattr(cache, "layers", [])
+    index = module.layer_idx
+    layer = layers[index] if index < len(layers) else None
+    if isinstance(layer, CompressedLayer):
+        layer.direct = module.config._attn_implementation == "spark_packed"
+        setattr(module, _LAYER, layer)
+
+
+def _attend(kind: Reading) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    def attend(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        scaling: float | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        layer = module.__dict__.pop(_LAYER, None)
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        if layer is not None:
+            layer.direct = False
+            if layer.past is not None and kind == "packed":
+                return packed_attention(layer, query, scale), None
+            if layer.past is not None:
+                attention_mask = _own_mask(layer, query)
+                if kind == "eager" and attention_mask is not None:
+                    hidden = torch.finfo(query.dtype).min
+                    attention_mask = torch.zeros_like(
+                        attention_mask, dtype=query.dtype
+                    ).masked_fill(~attention_mask, hidden)
+        dense: Callable[..., Any] = sdpa_attention_forward
+        if kind == "eager":
+            dense = sys.modules[type(module).__module__].eager_attention_forward
+        attended = dense(module, query, key, value, attention_mask, scaling=scale, **kwargs)
+        if layer is not None and layer.past is None:
+            layer.observe(query, scale, _valid(attention_mask))
+        return attended[0], attended[1]
+
+    return attend
+
+
+def packed_attention(layer: CompressedLayer, query: Tensor, scaling: float) -> Tensor:
+    """Attention of new tokens over a compressed layer, a block of its tokens at a time.
+
+    Args:
+        layer: holds the new tokens' states already.
+        query: (B, H, n, D).
+        scaling: factor of the scores.
+
+    Returns:
+        (B, n, H, D) in the dtype of the query; sums are float32.
+    """
+    assert layer.past is not None
+    batch, heads, new, channels = query.shape
+    keys, values = layer.tail(torch.float32)
+    own = keys.shape[1]
+    grouped = (query.float() * scaling).reshape(batch, own, -1, channels)  # (B, Hkv, G n, D)
+    tail = grouped @ keys.mT
+    tail = tail.reshape(batch, own, -1, new, layer.held)
+    tail = tail.masked_fill(~_tail_mask(layer, new).unsqueeze(2), -math.inf)
+    pieces = [tail.flatten(2, 3)]
+    tokens = layer.past[0].tokens
+    spans = [(start, min(start + _BLOCK, tokens)) for start in range(0, tokens, _BLOCK)]
+    for start, stop in spans:
+        block = layer.method.keys.decode(layer.past[0], start, stop).float()
+        scores = grouped @ block.mT
+        if layer.past_valid is not None:
+            hidden = ~layer.past_valid[:, :, start:stop].unsqueeze(2)
+            scores = scores.masked_fill(hidden, -math.inf)
+        pieces.append(scores)
+    weights = torch.cat(pieces, dim=-1).softmax(dim=-1).nan_to_num(0.0)
+    mixed = weights[..., : layer.held] @ values
+    for start, stop in spans:
+        block = layer.method.values.decode(layer.past[1], start, stop).float()
+        mixed += weights[..., layer.held + start : layer.held + stop] @ block
+    return mixed.reshape(batch, heads, new, -1).transpose(1, 2).to(query.dtype).contiguous()
+
+
+def _tail_mask(layer: CompressedLayer, new: int) -> Tensor:
+    """(B or 1, Hkv or 1, n, held) bool: which dense tokens each new token sees."""
+    assert layer.keys is not None
+    place = torch.arange(layer.held, device=layer.keys.device)
+    seen = place <= place[layer.held - new :].unsqueeze(1)
+    valid = layer.valid_of_tail()
+    shown = seen.expand(1, 1, -1, -1)
+    return shown if valid is None else shown & valid.unsqueeze(2)
+
+
+def _own_mask(layer: CompressedLayer, query: Tensor) -> Tensor | None:
+    """(B, H or 1, n, past + held) bool for attention over rebuilt states; None if all is seen."""
+    assert layer.past is not None
+    new = query.shape[2]
+    if new == 1 and layer.past_valid is None and layer.held_valid is None:
+        return None
+    tail = _tail_mask(layer, new)
+    past = tail.new_ones(*tail.shape[:2], new, layer.past[0].tokens)
+    if layer.past_valid is not None:
+        past = past & layer.past_valid.unsqueeze(2)
+    mask = torch.cat([past, tail.expand(*past.shape[:2], -1, -1)], dim=-1)
+    if mask.shape[1] > 1:
+        mask = mask.repeat_interleave(query.shape[1] // mask.shape[1], dim=1)
+    return mask.expand(query.shape[0], -1, -1, -1)
+
+
+def _valid(mask: Tensor | None) -> Tensor | None:
+    """(B, S) bool of the tokens that the last position sees; None if it sees all."""
+    if mask is None:
+        return None
+    last = mask[:, 0, -1]
+    shown = last if last.dtype == torch.bool else last == 0
+    return None if bool(shown.all()) else shown
+
+
+_MASKS = {"packed": sdpa_mask, "sdpa": sdpa_mask, "eager": eager_mask}
+for _kind, _mask in _MASKS.items():
+    AttentionInterface.register(f"spark_{_kind}", _attend(_kind))  # type: ignore[arg-type]
+    AttentionMaskInterface.register(f"spark_{_kind}", _mask)

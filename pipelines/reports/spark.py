@@ -1,0 +1,257 @@
+"""What the SparK report says: verdicts, pairs at equal bytes, pictures, the paper's tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from effllm.modules.evaluation.intervals import Interval
+from effllm.pipelines.artifacts import Artifact
+from effllm.pipelines.reports.caches import Study
+from effllm.pipelines.reports.decoding import interval
+from effllm.pipelines.reports.figures import COLOURS, figure, write_csv
+from effllm.pipelines.reports.page import Figure, Table, Verdict
+
+_SAVING = 0.30  # the abstract: KV storage down by over 30 %
+_EQUAL = 1.02  # bytes over another arm's that still count as equal; ours
+_LOSS = 0.05  # the abstract: under 5 % degradation at r = 0.8
+
+# First and second hold about the same bytes; the table prints how nearly.
+PAIRS = (
+    ("spark_50", "think_for_50"),
+    ("spark_80", "think_for_80"),
+    ("spark_80", "snapkv_for_80"),
+    ("spark_50", "snapkv_for_50"),
+    ("spark_80", "streaming_for_80"),
+    ("spark_50", "int8"),
+    ("spark_80", "int4"),
+    ("spark_80_int4", "int3"),
+    ("spark_60_int4", "int4"),
+    ("snapkv_25_spark_80", "snapkv_18"),
+    ("snapkv_25_spark_80", "snapkv_25_think_for_80"),
+    ("snapkv_25_spark_80", "snapkv_25_int4"),
+    ("spark_80_int4_both", "int4_both"),
+)
+
+
+def verdicts(study: Study) -> list[Verdict]:
+    """One per claim; a claim about arms that did not run is left out."""
+    found = []
+    for arm in ("spark_50", "spark_80"):
+        found += _smaller(study, arm)
+    found += _under(study, "spark_80", "dense", "the full cache")
+    found += _under(study, "snapkv_25_spark_80", "snapkv_25", "SnapKV alone")
+    for arm, other in (("spark_50", "think_for_50"), ("spark_80", "think_for_80")):
+        found += _better(study, arm, other, "SparK is better than ThinK at equal bytes")
+    found += _better(
+        study, "spark_80", "snapkv_for_80", "SparK is better than eviction at equal bytes"
+    )
+    found += _better(
+        study,
+        "snapkv_25_spark_80",
+        "snapkv_18",
+        "Orthogonal to eviction: SparK on top of SnapKV is better than evicting more",
+    )
+    found += _better(study, "spark_80", "int4", "SparK is better than 4-bit keys")
+    found += _better(
+        study,
+        "spark_80_int4",
+        "int3",
+        "Orthogonal to quantisation: SparK with 4-bit values is better than 3-bit keys",
+    )
+    return found
+
+
+def _smaller(study: Study, arm: str) -> list[Verdict]:
+    if arm not in study.about:
+        return []
+    saving = study.saving(arm)
+    return [
+        Verdict(
+            f"The cache is over {100 * _SAVING:.0f} % smaller ({study.title(arm)}).",
+            "reproduced" if saving > _SAVING else "not reproduced",
+            f"{100 * saving:.1f} % fewer bytes held than 16-bit states take, masks, signs and "
+            "gains counted.",
+        )
+    ]
+
+
+def _under(study: Study, arm: str, other: str, name: str) -> list[Verdict]:
+    if not {arm, other} <= study.about.keys():
+        return []
+    change = study.perplexity_change(arm, other)
+    outcome = _below(change, _LOSS)
+    evidence = f"Perplexity {interval(change, 1, sign=True, scale=100)} %."
+    if study.prompted:
+        score = study.change(arm, other, "score")
+        evidence += f" Answers {interval(score, 1, sign=True, scale=100)} points."
+    claim = (
+        f"At r = 0.8 the loss against {name} is under {100 * _LOSS:.0f} % (of perplexity, ours)."
+    )
+    return [Verdict(claim, outcome, evidence)]
+
+
+def _below(change: Interval, bound: float) -> str:
+    if change.high < bound:
+        return "supported"
+    return "not supported" if change.low > bound else "inconclusive"
+
+
+def _better(study: Study, arm: str, other: str, claim: str) -> list[Verdict]:
+    if not {arm, other} <= study.about.keys():
+        return []
+    change = study.change(arm, other, "kl")
+    ratio = study.bytes_per_token(arm) / study.bytes_per_token(other)
+    outcome = _below(change, 0.0)
+    if outcome == "supported" and ratio > _EQUAL:
+        outcome = "inconclusive"  # it was allowed more bytes
+    evidence = f"KL {interval(change, 4, sign=True)} nats at {ratio:.2f} of the bytes."
+    if study.prompted:
+        score = study.change(arm, other, "score")
+        evidence += f" Answers {interval(score, 1, sign=True, scale=100)} points."
+    return [
+        Verdict(f"{claim} ({study.title(arm)} against {study.title(other)}).", outcome, evidence)
+    ]
+
+
+def region(study: Study, arms: list[str]) -> str:
+    """Which arms no other arm beats in both bytes and KL."""
+    points = {arm: (study.bytes_per_token(arm), study.mean(arm, "kl").value) for arm in arms}
+
+    def beaten(arm: str) -> bool:
+        size, kl = points[arm]
+        return any(
+            other != arm and a <= size and b <= kl and (a, b) != (size, kl)
+            for other, (a, b) in points.items()
+        )
+
+    best = sorted((arm for arm in arms if not beaten(arm)), key=lambda arm: points[arm][0])
+    names = [f"{study.title(arm)} ({points[arm][0]:,.0f} bytes)" for arm in best]
+    spark = [one for one in best if study.about[one]["keys"]["class"] == "SparkKeys"]
+    tail = (
+        "SparK is among them where other arms leave room."
+        if spark
+        else "SparK is not among them: at its bytes something else has less KL."
+    )
+    return (
+        "No other arm has both fewer bytes and less KL (means, without intervals) than: "
+        f"{'; '.join(names)}. {tail}"
+    )
+
+
+def draw_tradeoff(study: Study, arms: list[str], folder: Path) -> Figure:
+    """KL against bytes."""
+    kinds = {
+        "SparkKeys": ("SparK", "o"),
+        "ThinkKeys": ("ThinK", "s"),
+        "ChannelIntegers": ("rounded keys", "^"),
+        "TokenIntegers": ("rounded keys", "^"),
+        "Dense": ("eviction alone", "D"),
+    }
+    table: list[dict[str, Any]] = []
+    seen: set[str] = set()
+    with figure(folder, "tradeoff", size=(8.5, 5.2)) as axes:
+        for arm in arms:
+            if arm == "dense":
+                continue
+            about = study.about[arm]
+            name, marker = kinds[about["keys"]["class"]]
+            if about["evict"] is not None and name != "eviction alone":
+                name += " on SnapKV"
+            size, kl = study.bytes_per_token(arm), study.mean(arm, "kl")
+            names = ["SparK", "ThinK", "rounded keys", "eviction alone"]
+            colour = COLOURS[names.index(name.removesuffix(" on SnapKV"))]
+            filled = "white" if about["evict"] is not None else colour
+            low, high = max(kl.low, 1e-7), max(kl.high, 1e-7)
+            axes.plot([size, size], [low, high], color=colour, linewidth=1.2)
+            axes.plot(
+                size, max(kl.value, 1e-7), marker, color=colour, markerfacecolor=filled,
+                markersize=7, label="" if name in seen else name,
+            )  # fmt: skip
+            seen.add(name)
+            table.append(
+                {"arm": arm, "bytes": size, "kl": kl.value, "low": kl.low, "high": kl.high}
+            )
+        axes.set_yscale("log")
+        axes.set_xlabel("bytes per token of the context, all layers")
+        axes.set_ylabel("KL to the full cache, nats per token")
+        axes.legend(fontsize=9)
+    write_csv(folder, "tradeoff", table)
+    return Figure(
+        "tradeoff", "Bytes held and what they cost; lower left is better. 95 % intervals."
+    )
+
+
+def draw_kept(evaluated: Artifact, folder: Path) -> Figure | None:
+    """Which channels each token keeps, in the middle layer's first head."""
+    from safetensors.numpy import load_file
+
+    file = evaluated.path / "kept.safetensors"
+    if not file.is_file():
+        return None
+    kept = load_file(file)["kept"]
+    with figure(folder, "kept", size=(9, 3.2)) as axes:
+        axes.imshow(kept.T, aspect="auto", cmap="Blues", interpolation="nearest")
+        axes.set_xlabel("token")
+        axes.set_ylabel("channel")
+        axes.grid(visible=False)
+    shares = kept.mean(axis=0)
+    write_csv(
+        folder, "kept", [{"channel": n, "share": float(share)} for n, share in enumerate(shares)]
+    )
+    return Figure(
+        "kept",
+        "Kept channels (dark) of every packed token of the first window: middle layer, first head.",
+    )
+
+
+def paper_table() -> Table:
+    """The paper's figures, labelled as such."""
+    rows = [
+        ["Full cache", "44.27", ""],
+        ["SnapKV", "32.38", ""],
+        ["SnapKV + ThinK (0.5)", "28.20", "-12.9"],
+        ["SnapKV + ThinK (0.8)", "16.97", "-47.6"],
+        ["SnapKV + SparK (0.5)", "32.04", "-1.1"],
+        ["SnapKV + SparK (0.8)", "31.16", "-3.8"],
+    ]
+    return Table(
+        ["The paper's figures (not comparable)", "LongBench, mean of 16", "% against SnapKV"],
+        rows,
+        note="arXiv 2508.15212, Table 1, second-hand; LLaMA-3-8B-Instruct (3.1 elsewhere), "
+        "128 tokens per layer, question inside the compressed prompt. Another model, task set and "
+        "budget than ours: read directions, not values. Its storage figures are r/2 and count no "
+        "masks, signs or gains; its released code stores dense keys.",
+    )
+
+
+def result_rows(study: Study, evaluated: Artifact) -> list[dict[str, Any]]:
+    """Rows of `results.json`: `{paper, method, pattern, seed, metrics, intervals, n, artifact}`."""
+    found = []
+    for arm in study.about:
+        measures = {key: study.mean(arm, key) for key in ("kl", "agree", "nll")}
+        measures["perplexity_change"] = study.perplexity_change(arm, "dense")
+        if study.prompted:
+            measures["score"] = study.mean(arm, "score")
+        size = study.bytes_per_token(arm)
+        examples = dict.fromkeys(measures, len(study.texts[arm]))
+        if study.prompted:
+            examples["score"] = study.prompted
+        found.append(
+            {
+                "paper": "spark",
+                "method": arm,
+                "title": study.title(arm),
+                "pattern": "",
+                "seed": evaluated.manifest["seed"],
+                "metrics": {
+                    "bytes_per_token": size,
+                    "saving": study.saving(arm),
+                    **{key: one.value for key, one in measures.items()},
+                },
+                "intervals": {key: [one.low, one.high] for key, one in measures.items()},
+                "n": examples,
+                "artifact": evaluated.label,
+            }
+        )
+    return found

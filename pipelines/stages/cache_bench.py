@@ -1,0 +1,184 @@
+"""Time per decoded token and of the prompt, for dense and compressed caches, taking turns."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from effllm.modules.errors import ConfigError
+from effllm.pipelines.artifacts import Checkpoint, Corpus, Predictions, write_json, write_rows
+from effllm.pipelines.stage import Metrics, Stage, StageContext
+from effllm.pipelines.stages.evaluate_cache import describe
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+    from transformers.cache_utils import Cache
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheBench(Stage):
+    """All arms behind the same prompt; the order turns with every repeat.
+
+    Args:
+        arms: name -> `{method, reading}`; a null method is transformers' dynamic cache. `dense` is
+            what times are compared with.
+        lengths: tokens of the prompt.
+        steps: decoded tokens per repeat.
+        repeats: of everything; one more warms up.
+        dtype: of the model.
+        seed: of the run; nothing is drawn.
+    """
+
+    INPUTS: ClassVar = {"model": Checkpoint, "text": Corpus}
+    OUTPUT: ClassVar = Predictions
+
+    arms: dict[str, Any]
+    lengths: list[int]
+    steps: int
+    repeats: int
+    dtype: str
+    seed: int
+
+    def __post_init__(self) -> None:
+        if "dense" not in self.arms:
+            raise ConfigError("cache_bench: times are compared with an arm named dense")
+
+    def run(self, ctx: StageContext) -> Metrics:
+        """`predictions.jsonl`: a row per length, arm and repeat."""
+        import torch
+
+        from effllm.modules.decoding.packed import pack_linears
+
+        checkpoint = ctx.input("model", Checkpoint)
+        model = checkpoint.load_model(self.dtype, ctx.device)
+        pack_linears(model)
+        tokenizer = checkpoint.load_tokenizer()
+        tokenizer.model_max_length = 10**9
+        text = "\n\n".join(one.text for one in ctx.input("text", Corpus).documents("test"))
+        wanted = max(self.lengths)
+        ids = tokenizer(text[: 20 * wanted])["input_ids"]
+        tokens = torch.tensor([(ids * (wanted // len(ids) + 1))[:wanted]], device=ctx.device)
+        rows = ctx.load_rows()
+        done = {row["length"] for row in rows}
+        for number, length in enumerate(self.lengths, start=1):
+            if length not in done:
+                rows += self._measure(model, tokens[:, :length])
+                ctx.save_rows(rows)
+            ctx.progress(number, len(self.lengths), "length")
+        write_rows(ctx.workdir / "predictions.jsonl", rows)
+        subject = {"checkpoint": checkpoint.label, "history": checkpoint.history}
+        write_json(ctx.workdir / "subject.json", subject)
+        write_json(
+            ctx.workdir / "arms.json",
+            {
+                name: {"method": describe(arm["method"]), "reading": arm["reading"]}
+                for name, arm in self.arms.items()
+            },
+        )
+        found: Metrics = {}
+        for name in self.arms:
+            mine = [row["decode_seconds"] for row in rows if row["set"] == name]
+            found[f"{name}/decode_ms_per_token"] = 1000 * sum(mine) / len(mine) / self.steps
+        return found
+
+    def _measure(self, model: PreTrainedModel, prompt: torch.Tensor) -> list[dict[str, Any]]:
+        """Rows of one length.
+
+        Prompts are read twice in turns, plainly and with packing; the packed caches of the other
+        repeats are made from one dense cache, and every repeat decodes on a fresh copy.
+        """
+        names = list(self.arms)
+        prefill: dict[str, list[float]] = {name: [] for name in names}
+        rows, caches = [], {}
+        for repeat in range(min(self.repeats, 2)):
+            for name in names[repeat % 2 :: 1] + names[: repeat % 2]:
+                caches[name], seconds = self._read(model, prompt, name)
+                prefill[name].append(seconds)
+        for repeat in range(self.repeats + 1):
+            turn = repeat % len(names)
+            for name in [*names[turn:], *names[:turn]]:
+                seconds = self._decode(model, caches[name], prompt, name)
+                if repeat:
+                    rows.append(
+                        {
+                            "set": name,
+                            "id": f"{prompt.shape[1]}-{repeat}",
+                            "length": prompt.shape[1],
+                            "decode_seconds": seconds,
+                            "prefill_seconds": min(prefill[name]),
+                            "bytes": _held(caches[name]),
+                        }
+                    )
+        return rows
+
+    def _read(self, model: PreTrainedModel, prompt: torch.Tensor, name: str) -> tuple[Cache, float]:
+        import torch
+        from transformers.cache_utils import DynamicCache
+
+        from effllm.modules.kvcache.attention import attached
+        from effllm.modules.kvcache.cache import CompressedCache
+
+        method = self.arms[name]["method"]
+        cache: Cache
+        if method is None:
+            cache = DynamicCache(config=model.config)
+        else:
+            cache = CompressedCache(model.config, method)
+
+        def work() -> None:
+            model(input_ids=prompt, past_key_values=cache, logits_to_keep=1)
+
+        with torch.no_grad():
+            if method is None:
+                return cache, _seconds(model, work)
+            with attached(model, self.arms[name]["reading"]):
+                return cache, _seconds(model, work)
+
+    def _decode(
+        self, model: PreTrainedModel, cache: Cache, prompt: torch.Tensor, name: str
+    ) -> float:
+        """Seconds of some steps of one token; they are forgotten afterwards."""
+        import contextlib
+
+        import torch
+
+        from effllm.modules.kvcache.attention import attached
+
+        def work() -> None:
+            for step in range(self.steps):
+                model(input_ids=prompt[:, step : step + 1], past_key_values=cache)
+
+        plain = self.arms[name]["method"] is None
+        scope = contextlib.nullcontext() if plain else attached(model, self.arms[name]["reading"])
+        with torch.no_grad(), scope:
+            seconds = _seconds(model, work)
+        cache.crop(-self.steps)
+        return seconds
+
+
+def _held(cache: Cache) -> int:
+    from effllm.modules.kvcache.cache import CompressedCache
+    from effllm.modules.kvcache.segment import stored_bytes
+
+    if isinstance(cache, CompressedCache):
+        return cache.nbytes()
+    return stored_bytes(
+        state for layer in cache.layers for state in (layer.keys, layer.values) if state is not None
+    )
+
+
+def _seconds(model: PreTrainedModel, work: Callable[[], None]) -> float:
+    import torch
+
+    def finish() -> None:
+        if model.device.type == "cuda":
+            torch.cuda.synchronize(model.device)
+
+    finish()
+    started = time.perf_counter()
+    work()
+    finish()
+    return time.perf_counter() - started

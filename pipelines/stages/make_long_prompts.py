@@ -1,0 +1,46 @@
+"""Long prompts with checkable answers from the articles of one split."""
+
+from dataclasses import asdict, dataclass
+from typing import ClassVar
+
+from effllm.pipelines.artifacts import Checkpoint, Corpus, LongPrompts, write_rows
+from effllm.pipelines.stage import Metrics, Stage, StageContext
+
+
+@dataclass(frozen=True, kw_only=True)
+class MakeLongPrompts(Stage):
+    """Find, follow, count and quote, at several lengths.
+
+    Args:
+        split: split of the text.
+        tasks: kinds of prompts.
+        lengths: most tokens of a prompt.
+        per_task: prompts of each kind at each length.
+        seed: of all draws.
+    """
+
+    INPUTS: ClassVar = {"text": Corpus, "model": Checkpoint}
+    OUTPUT: ClassVar = LongPrompts
+
+    split: str
+    tasks: list[str]
+    lengths: list[int]
+    per_task: int
+    seed: int
+
+    def run(self, ctx: StageContext) -> Metrics:
+        """`prompts.jsonl`."""
+        from effllm.modules.data.long_context import long_prompts
+
+        tokenizer = ctx.input("model", Checkpoint).load_tokenizer()
+        tokenizer.model_max_length = 10**9  # lengths are ours to watch: no warnings
+        prompts = long_prompts(
+            ctx.input("text", Corpus).documents(self.split),
+            lambda text: len(tokenizer(text)["input_ids"]),
+            tasks=list(self.tasks),
+            lengths=list(self.lengths),
+            per_task=self.per_task,
+            seed=self.seed,
+        )
+        write_rows(ctx.workdir / "prompts.jsonl", (asdict(prompt) for prompt in prompts))
+        return {"prompts": len(prompts)}

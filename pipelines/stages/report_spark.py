@@ -1,0 +1,95 @@
+"""The SparK report: bytes beside quality, pairs at equal bytes, a verdict per claim."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from effllm.pipelines.artifacts import Artifact, Report, write_json
+from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportSpark(Stage):
+    """Read the evaluation, and the times if there are any, and say what they show.
+
+    Args:
+        scale: smoke, cpu or paper; for the title.
+        resamples: of the bootstrap.
+    """
+
+    INPUTS: ClassVar = {"results": Many(Artifact)}
+    OUTPUT: ClassVar = Report
+
+    scale: str
+    resamples: int
+
+    def run(self, ctx: StageContext) -> Metrics:
+        """`index.html`, `report.md`, `results.json` and `figures/`."""
+        from effllm.pipelines.reports import caches, spark
+        from effllm.pipelines.reports.page import Heading, Page, Text
+
+        results = ctx.input_list("results", Artifact)
+        evaluations = [one for one in results if one.manifest["stage"] == "evaluate_cache"]
+        evaluated = next(one for one in evaluations if _has(one, "windows", "prompts"))
+        study = caches.Study.of(evaluated, self.resamples)
+        by_label = {one.label: one for one in results}
+        model = by_label[evaluated.manifest["inputs"]["model"]]
+        settings = study.settings
+        page = Page(
+            "SparK: key channels pruned per token, and recovered",
+            f"{model.manifest['sources']['source']['name']}, scale {self.scale}, "
+            f"{len(study.texts['dense'])} texts ({settings['protocol']}; the last "
+            f"{settings['continuation']} tokens of each are read from the compressed cache), "
+            f"{study.prompted} long prompts. Computed in "
+            f"{evaluated.manifest['config']['dtype']}; bytes are those of the tensors held. Every "
+            "figure was measured by effllm, except under “Beside the paper”.",
+        )
+        if self.scale == "smoke":
+            page.add(Text("A smoke run of a tiny random model: its figures mean nothing."))
+        main = list(study.about)
+        folder = ctx.workdir / "figures"
+        verdicts = spark.verdicts(study)
+        page.add(Heading("What the paper claims, and what these numbers say"), *verdicts)
+        page.add(
+            Heading("Bytes beside quality"),
+            Text(spark.region(study, main)),
+            caches.quality_table(
+                study,
+                main,
+                note="Bytes per token of the context, all layers, keys and values, with masks, "
+                "signs, gains and dense tails. KL and perplexity on texts against the full cache "
+                "in the dtype of the computation; answers on long prompts. 95 % bootstrap "
+                "intervals over texts or prompts.",
+            ),
+            spark.draw_tradeoff(study, main, folder),
+            Heading("At equal bytes"),
+            caches.pair_table(study, spark.PAIRS),
+        )
+        for one in evaluations:
+            if not _has(one, "prompts"):
+                ablation = caches.Study.of(one, self.resamples)
+                page.add(Heading("Ablations"), caches.quality_table(ablation, list(ablation.about)))
+        page.add(Heading("By kind of prompt"), Text(caches.dropped_tasks(study)))
+        if study.prompted:
+            page.add(caches.task_table(study, main))
+        for one in evaluations:
+            inside = caches.Study.of(one, self.resamples)
+            if not _has(one, "windows") and inside.prompted:
+                page.add(caches.task_table(inside, list(inside.about)))
+        benched = next((one for one in results if one.manifest["stage"] == "cache_bench"), None)
+        if benched is not None:
+            page.add(Heading("Time"), caches.timing_table(benched))
+        picture = spark.draw_kept(evaluated, folder)
+        if picture is not None:
+            page.add(Heading("Kept channels"), picture)
+        page.add(Heading("Beside the paper"), spark.paper_table())
+        page.write(ctx.workdir)
+        write_json(ctx.workdir / "results.json", spark.result_rows(study, evaluated))
+        outcomes = [verdict.outcome for verdict in verdicts]
+        return {outcome: outcomes.count(outcome) for outcome in dict.fromkeys(outcomes)}
+
+
+def _has(evaluated: Artifact, *slots: str) -> bool:
+    """Whether an evaluation read something from all of these inputs."""
+    return all(evaluated.manifest["inputs"][slot] for slot in slots)
