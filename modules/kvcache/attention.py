@@ -56,7 +56,7 @@ def attached(model: PreTrainedModel, reading: Reading = "packed") -> Iterator[No
         model.set_attn_implementation(before)
 
 
-def _find_layer(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+def _find_layer(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
     cache = kwargs.get("past_key_values")
     layers = getattr(cache, "layers", [])
     index = module.layer_idx
@@ -172,7 +172,11 @@ def _valid(mask: Tensor | None) -> Tensor | None:
     return None if bool(shown.all()) else shown
 
 
-_MASKS = {"packed": sdpa_mask, "sdpa": sdpa_mask, "eager": eager_mask}
+_MASKS: dict[Reading, Callable[..., Any]] = {
+    "packed": sdpa_mask,
+    "sdpa": sdpa_mask,
+    "eager": eager_mask,
+}
 for _kind, _mask in _MASKS.items():
     AttentionInterface.register(f"spark_{_kind}", _attend(_kind))  # type: ignore[arg-type]
     AttentionMaskInterface.register(f"spark_{_kind}", _mask)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from transformers import PretrainedConfig
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
@@ -65,7 +67,8 @@ class CompressedCache(Cache):
     def stored(self) -> dict[str, int]:
         """Bytes held, by kind; `windows` are layers with a sliding window."""
         total = {"keys": 0, "values": 0, "tail": 0, "other": 0, "windows": 0}
-        for layer in self.layers:
+        layers: list[Any] = list(self.layers)  # transformers' union has kinds without states
+        for layer in layers:
             if isinstance(layer, CompressedLayer):
                 for name, count in layer.stored().items():
                     total[name] += count

@@ -55,7 +55,7 @@ class Dense:
     def encode(self, states: Tensor, weight: Tensor, head: Head | None = None) -> Segment:
         """A copy with storage of its own."""
         copy = states.clone(memory_format=torch.contiguous_format)
-        return Segment(*states.shape[2:], {"states": copy})
+        return Segment(states.shape[2], states.shape[3], {"states": copy})
 
     def decode(self, segment: Segment, start: int, stop: int) -> Tensor:
         """A view."""

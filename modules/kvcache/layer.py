@@ -142,12 +142,18 @@ class CompressedLayer(CacheLayerMixin):
             raise ValueError(
                 f"cache layer {self.layer} saw no queries; run the model inside `attached(model)`"
             )
-        states = [one[:, :, : self.held] for one in (self.keys, self.values)]
+        states = self.keys[:, :, : self.held], self.values[:, :, : self.held]
         new = CompressedLayer(method, self.layer, self.layers, automatic=self.automatic)
         dtype = method.dtype(self.keys.dtype)
         keys, values = (one.to(dtype) for one in states)
         seen = Prefill(
-            *states, self.queries, self.held_valid, self.scaling, self.layer, self.layers
+            keys=states[0],
+            values=states[1],
+            queries=self.queries,
+            valid=self.held_valid,
+            scaling=self.scaling,
+            layer=self.layer,
+            layers=self.layers,
         )
         valid = None
         if self.held_valid is not None:

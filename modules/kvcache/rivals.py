@@ -157,7 +157,7 @@ class TokenIntegers:
         rows: dict[str, Tensor] = {}
         for number, part in enumerate(states.split(self.group, dim=-1)):
             rows[f"codes{number}"], rows[f"range{number}"] = quantise_rows(part, self.bits)
-        return Segment(*states.shape[2:], rows)
+        return Segment(states.shape[2], states.shape[3], rows)
 
     def decode(self, segment: Segment, start: int, stop: int) -> Tensor:
         """The rounded numbers."""

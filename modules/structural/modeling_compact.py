@@ -131,7 +131,7 @@ class AbsentAttention(nn.Module):
     ) -> tuple[Tensor, None]:
         """(B, T, C) -> zeros or the bias, and no attention weights."""
         if past_key_values is not None:
-            batch, length, _ = hidden_states.shape
+            batch, length = hidden_states.shape[:2]
             mark = hidden_states.new_zeros(batch, 1, length, 1)
             past_key_values.update(mark, mark, self.layer_idx)
         return _nothing(hidden_states, self.bias), None

@@ -1,5 +1,7 @@
 """What a model weighs, counted and not computed from its configuration."""
 
+from typing import Any
+
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
@@ -22,7 +24,8 @@ def cache_bytes_per_token(model: PreTrainedModel) -> int:
     cache = DynamicCache()
     model(input_ids=tokens, past_key_values=cache, use_cache=True)
     held = 0
-    for layer in cache.layers:
+    layers: list[Any] = list(cache.layers)  # transformers' union has kinds without states
+    for layer in layers:
         for states in (layer.keys, layer.values):
             assert isinstance(states, torch.Tensor)
             held += states.numel() * states.element_size()

@@ -87,7 +87,7 @@ def sublayers(model: PreTrainedModel, attention_unit: AttentionUnit = "head") ->
         found.append(
             SubLayer(index, "attention", parts["o"], heads // shared, size * shared, shared)
         )
-        neurons = int(block.get_submodule(parts["down"]).weight.shape[1])
+        neurons = LinearLayer(parts["down"], block.get_submodule(parts["down"])).columns
         found.append(SubLayer(index, "ffn", parts["down"], neurons, 1))
     return found
 
@@ -174,7 +174,7 @@ def uniform_removals(units: Sequence[int], sparsity: float) -> list[int]:
 
 def uniform_targets(layers: Sequence[SubLayer], sparsity: float) -> dict[str, int]:
     """Removed units per sub-layer name: heads and neurons each meet their own budget."""
-    targets = {}
+    targets: dict[str, int] = {}
     for kind in KINDS:
         mine = [one for one in layers if one.kind == kind]
         removals = uniform_removals([one.units for one in mine], sparsity)

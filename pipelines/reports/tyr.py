@@ -137,7 +137,8 @@ def detail_table(data: Comparison, sparsity: str) -> Table:
     best = data.find("searched", _VARIANT, sparsity)
     dense = data.find("dense", _VARIANT, "")
     tasks = list(dict.fromkeys(task for row in rows for task in row.subject.tasks))
-    body, strong = [], set()
+    body: list[list[str]] = []
+    strong: set[int] = set()
     for row in rows:
         cells = [row.method, with_interval(data.perplexity(row))]
         cells.append(signed(data.relative(row, best)) if best and row is not best else "")

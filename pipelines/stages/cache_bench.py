@@ -165,8 +165,9 @@ def _held(cache: Cache) -> int:
 
     if isinstance(cache, CompressedCache):
         return cache.nbytes()
+    layers: list[Any] = list(cache.layers)  # transformers' union has kinds without states
     return stored_bytes(
-        state for layer in cache.layers for state in (layer.keys, layer.values) if state is not None
+        state for layer in layers for state in (layer.keys, layer.values) if state is not None
     )
 
 
