@@ -146,10 +146,13 @@ class CompressedLayer(CacheLayerMixin):
         new = CompressedLayer(method, self.layer, self.layers, automatic=self.automatic)
         dtype = method.dtype(self.keys.dtype)
         keys, values = (one.to(dtype) for one in states)
+        queries = self.queries
+        if self.held_valid is not None:  # queries of padding say nothing about channels
+            queries = queries * self.held_valid[:, None, -queries.shape[2] :, None]
         seen = Prefill(
             keys=states[0],
             values=states[1],
-            queries=self.queries,
+            queries=queries,
             valid=self.held_valid,
             scaling=self.scaling,
             layer=self.layer,
@@ -158,8 +161,6 @@ class CompressedLayer(CacheLayerMixin):
         valid = None
         if self.held_valid is not None:
             valid = self.held_valid.unsqueeze(1).expand(-1, keys.shape[1], -1)
-            # Padding becomes the mean of what is real, so that it does not move channels' means.
-            keys, values = (_mean_where(~valid, one) for one in (keys, values))
         if method.evict is not None:
             kept = method.evict.keep(seen)
             keys, values = _taken(keys, kept), _taken(values, kept)
@@ -168,11 +169,15 @@ class CompressedLayer(CacheLayerMixin):
         first = min(method.protect_first, tokens)
         last = max(tokens - method.protect_last, first)
         weight = channel_weight(
-            self.queries[:, :, -method.window :], keys.shape[1], reduce=method.group_reduce
+            queries[:, :, -method.window :], keys.shape[1], reduce=method.group_reduce
         )
+        packed = [one[:, :, first:last] for one in (keys, values)]
+        if valid is not None:
+            # Padding becomes the mean of what is real, so that it does not move channels' means.
+            packed = [_mean_where(~valid[:, :, first:last], one) for one in packed]
         new.past = (
-            method.keys.encode(keys[:, :, first:last], weight),
-            method.values.encode(values[:, :, first:last], weight),
+            method.keys.encode(packed[0], weight),
+            method.values.encode(packed[1], weight),
         )
         new.length, new.first = self.length, first
         new.weight = weight if method.chunk else None

@@ -101,6 +101,8 @@ class LocalPruner:
         rising = list(removals) == sorted(set(removals))
         if not rising or not 0 <= min(removals) <= max(removals) <= units:
             raise ValueError(f"removals must rise within 0..{units}, got {list(removals)}")
+        if not bool(torch.isfinite(weight).all()):
+            raise NumericalError("the weights hold NaN or infinity")
         dense, gram = weight.double().T.clone(), gram.double()
         dead = gram.diagonal() == 0
         dense[dead] = 0
@@ -165,7 +167,9 @@ class _State:
         chosen = torch.argsort(scores, stable=True)[:count]
         rows = (chosen[:, None] * self.size + torch.arange(self.size)).reshape(-1)
         columns = self.inverse[:, rows]
-        factor = torch.linalg.cholesky(columns[rows])
+        factor, info = torch.linalg.cholesky_ex(columns[rows])
+        if int(info):
+            raise NumericalError("the inverse of X^T X lost its definiteness; raise the damping")
         step = torch.cholesky_solve(columns.T, factor)  # (P_RR)^-1 P_R:
         self.values -= step.T @ self.values[rows]
         self.inverse -= columns @ step

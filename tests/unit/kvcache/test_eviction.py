@@ -78,7 +78,8 @@ def test_padding_goes_first(method):
     valid = torch.ones(2, 20, dtype=torch.bool)
     valid[1, :6] = False
     kept = method.keep(seen_of(valid=valid, batch=2))
-    assert int(kept[1].min()) >= 6
+    padding = int((kept[1, 0] < 6).sum())  # a budget beyond the 14 real tokens takes some
+    assert padding == max(0, kept.shape[-1] - 14)
     alone = Prefill(
         *(one[1:, :, 6:] for one in (seen_of(batch=2).keys, seen_of(batch=2).values)),
         seen_of(batch=2).queries[1:], None, 8**-0.5, 0, 2,

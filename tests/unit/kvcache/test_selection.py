@@ -173,7 +173,8 @@ def test_centring_moves_with_the_keys(problem_of):
     shift = torch.linspace(-2, 2, 16)
     plain = form.decode(form.encode(keys, weight), 0, 9)
     moved = form.decode(form.encode(keys + shift, weight), 0, 9)
-    torch.testing.assert_close(moved, plain + shift, atol=0.02, rtol=0)  # the mean has 16 bits
+    near = (moved - plain - shift).abs() < 0.02  # the mean has 16 bits, so a near-tie may flip
+    assert near.float().mean() > 0.98
 
 
 def test_dead_queries_and_channels_do_not_divide_by_zero(problem_of):
