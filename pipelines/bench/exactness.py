@@ -5,6 +5,8 @@ judged at its first difference: is it a near-tie of the two likeliest tokens? Th
 per round go from 1 to 12 with the number of the prompt. Prints every difference and a summary.
 """
 
+from __future__ import annotations
+
 import argparse
 from collections import Counter
 from dataclasses import dataclass, field
