@@ -6,6 +6,7 @@ import torch
 from effllm.modules import training
 from effllm.modules.drafting import traces
 from effllm.modules.errors import DataError
+from effllm.modules.structural import compact
 from effllm.pipelines.artifacts import Checkpoint, Traces
 from effllm.pipelines.graph import build_graph
 from effllm.pipelines.launch import compose, resolve
@@ -85,17 +86,23 @@ def test_a_draft_predicts_only_its_own_tokens_and_stays_an_ordinary_model(execut
     assert draft.history[-1]["stage"] == "distill_draft"
 
 
-def test_a_target_that_is_spread_over_devices_decodes_the_same(execute, store):
+def test_a_target_may_be_spread_over_devices(execute, store, monkeypatch):
     pipeline = draft_pipeline()
     execute(pipeline, until="base")
     base = build_graph({"base": pipeline["base"]}, store)[0]
     checkpoint = store.open(base.stage, base.digest, Checkpoint)
+    load, asked = compact.AutoModelForCausalLM.from_pretrained, []
+
+    def noted(*args, **kwargs):
+        asked.append(kwargs["device_map"])
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(compact.AutoModelForCausalLM, "from_pretrained", noted)
     texts = []
     for device_map in (None, "auto"):
         model = checkpoint.load_model("float32", device_map=device_map)
-        assert hasattr(model, "hf_device_map") is (device_map is not None)
         texts.append(traces.write_greedily(model, torch.arange(1, 9)[None], 6, frozenset(), 1)[0])
-    assert texts[0] == texts[1]
+    assert texts[0] == texts[1] and asked == [None, "auto"]
 
 
 def test_too_few_traces_are_refused(execute):
