@@ -5,7 +5,7 @@ VENV   ?= .venv
 SCALE  ?= cpu
 RUN     = $(VENV)/bin/effllm run
 
-.PHONY: help install sds sds-ablation sds-search sds-seeds fly fly-accuracy tyr tyr-ablation tyr-long spark smoke test test-all check bench bench-exactness clean
+.PHONY: help install sds sds-ablation sds-search sds-seeds fly fly-search fly-accuracy tyr tyr-ablation tyr-long spark smoke test test-all check bench bench-exactness clean
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+: *.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 18
@@ -35,6 +35,9 @@ sds-seeds: install  ## three calibration seeds in one report (longer)
 fly: install     ## FLy at SCALE to its report
 	$(RUN) paper=fly scale=$(SCALE)
 
+fly-search: install  ## layers of the draft, chains and trees, on held-out prompts (longer)
+	$(RUN) paper=fly_search scale=$(SCALE)
+
 fly-accuracy: install  ## what FLy costs in right answers
 	$(RUN) paper=fly_accuracy scale=$(SCALE)
 
@@ -58,6 +61,7 @@ smoke: install   ## every paper on a tiny random model
 	$(RUN) paper=sds_search scale=smoke logger=none
 	$(RUN) paper=sds_seeds scale=smoke logger=none
 	$(RUN) paper=fly scale=smoke logger=none
+	$(RUN) paper=fly_search scale=smoke logger=none
 	$(RUN) paper=fly_accuracy scale=smoke logger=none
 	$(RUN) paper=tyr scale=smoke logger=none
 	$(RUN) paper=tyr_ablation scale=smoke logger=none

@@ -126,6 +126,9 @@ class ModelRunner:
 
         Returns:
             (1, V) float32 logits after the last token.
+
+        Raises:
+            UnsupportedModelError: if the model has no such token.
         """
         common = 0
         for mine, wanted in zip(self.ids, ids, strict=False):
@@ -133,8 +136,30 @@ class ModelRunner:
                 break
             common += 1
         common = min(common, len(ids) - 1)
+        fresh = list(ids[common:])
+        if max(fresh) >= self.vocabulary:
+            raise UnsupportedModelError(
+                f"the text holds token {max(fresh)}, {type(self.model).__name__} knows only "
+                f"{self.vocabulary}; target and draft need the same tokenizer"
+            )
         self.rollback_to(common)
-        return self.advance(list(ids[common:]), rows=1)
+        return self.advance(fresh, rows=1)
+
+    def likeliest(self, logits: Tensor, count: int, *, below: int) -> list[list[int]]:
+        """The most likely tokens of each row of this model's logits, the best first.
+
+        Args:
+            logits: (n, V) as from `advance`.
+            count: tokens wanted; fewer if the model knows fewer.
+            below: token ids from here on do not exist; heads may be padded.
+        """
+        if self.token_ids is None:
+            logits = logits[:, :below]
+        columns = logits.topk(min(count, logits.shape[1]), dim=-1).indices
+        found: list[list[int]] = (
+            columns if self.token_ids is None else self.token_ids[columns]
+        ).tolist()
+        return found
 
 
 def tree_layout(parents: Sequence[int]) -> tuple[Tensor, Tensor]:

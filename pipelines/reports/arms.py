@@ -28,7 +28,8 @@ class Arm:
     @property
     def tokens(self) -> int:
         """Most tokens drafted per round (K)."""
-        return int((self.about["proposer"] or {}).get("tokens", self.about["drafted"] or 0))
+        proposer = self.about["proposer"] or {}
+        return int(proposer.get("tokens", sum(self._widths) or self.about["drafted"] or 0))
 
     @property
     def verifier(self) -> dict[str, Any]:
@@ -58,6 +59,8 @@ class Arm:
             if draft["of_layers"]:
                 name = f"first {draft['layers']} of {draft['of_layers']} layers"
         inside = " with lookup inside" if self.about["proposer"]["lookup"] else ""
+        if self._widths:
+            return f"{name}, tree {'+'.join(str(one) for one in self._widths)}"
         return f"{name}{inside}, K={self.tokens}"
 
     @property
@@ -90,6 +93,11 @@ class Arm:
         """Whether two arms differ in what they keep alone."""
         keys = ("library", "proposer", "draft")
         return all(self.about[key] == other.about[key] for key in keys)
+
+    @property
+    def _widths(self) -> list[int]:
+        """Candidates at each depth of a drafted tree; empty for chains."""
+        return list((self.about["proposer"] or {}).get("widths", []))
 
     @property
     def _kind(self) -> str:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader
 
+from effllm.pipelines.stage import Metrics
+
 
 @dataclass(frozen=True)
 class Text:
@@ -87,6 +89,12 @@ class Page:
     def add(self, *blocks: Block) -> None:
         """Append blocks."""
         self.blocks += blocks
+
+    @property
+    def outcomes(self) -> Metrics:
+        """Outcome -> verdicts on the page with it."""
+        found = [block.outcome for block in self.blocks if isinstance(block, Verdict)]
+        return {outcome: found.count(outcome) for outcome in dict.fromkeys(found)}
 
     def write(self, folder: Path) -> None:
         """Write `index.html` and `report.md`; figures must be in `folder/figures` already."""

@@ -115,5 +115,5 @@ def _settings(part: Any) -> dict[str, Any] | None:
         cls = type(part)
         fields = dataclasses.fields(part) if is_dataclass(part) else ()
         given = {field.name: getattr(part, field.name) for field in fields if field.init}
-    plain = {key: one for key, one in given.items() if isinstance(one, int | float | str)}
+    plain = {key: one for key, one in given.items() if isinstance(one, int | float | str | list)}
     return {"class": cls.__name__, **plain, "lookup": given.get("lookup") is not None}

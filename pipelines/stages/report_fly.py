@@ -26,7 +26,7 @@ class ReportFly(Stage):
         resamples: of the bootstrap.
     """
 
-    VERSION: ClassVar[int] = 2  # 2: the sweep, three tables of arms, loosened tokens in their text
+    VERSION: ClassVar[int] = 3  # 3: with the cost
     INPUTS: ClassVar = {"results": Many(Artifact)}
     OUTPUT: ClassVar = Report
 
@@ -36,6 +36,7 @@ class ReportFly(Stage):
     def run(self, ctx: StageContext) -> Metrics:
         """`index.html`, `report.md`, `results.json` and `figures/`."""
         from effllm.pipelines.reports import costs, decoding, fly, loosened
+        from effllm.pipelines.reports.frame import cost, smoke_warning
         from effllm.pipelines.reports.page import Heading, Page, Text
         from effllm.pipelines.reports.sweep import WHAT_IT_IS, SweepRows, draw_tradeoff, knob_table
 
@@ -57,11 +58,10 @@ class ReportFly(Stage):
             f"{len(texts)} prompts. Every figure was measured by effllm, except under “Beside the "
             "paper”.",
         )
-        if self.scale == "smoke":
-            page.add(Text("A smoke run of a tiny random model: its figures mean nothing."))
+        page.add(*smoke_warning(self.scale))
         page.add(Heading("Speed beside quality"), decoding.speed_table(bench))
-        verdicts = fly.verdicts(bench)
-        page.add(Heading("What the paper claims, and what these numbers say"), *verdicts)
+        claims = Heading("What the paper claims, and what these numbers say")
+        page.add(claims, *fly.verdicts(bench))
         page.add(Heading("Passes and time"), decoding.cost_table(bench))
         page.add(fly.draw_acceptance(bench, ctx.workdir / "figures"))
         measured = next(iter(ctx.input_list("results", Calibration)), None)
@@ -82,7 +82,7 @@ class ReportFly(Stage):
             page.add(draw_tradeoff(data, ctx.workdir / "figures"))
             page.add(*(knob_table(data, arm) for arm in data.arms))
         page.add(Heading("Beside the paper"), fly.paper_table())
+        page.add(Heading("Cost and provenance"), cost(results))
         page.write(ctx.workdir)
         write_json(ctx.workdir / "results.json", fly.result_rows(bench, benched))
-        outcomes = [verdict.outcome for verdict in verdicts]
-        return {outcome: outcomes.count(outcome) for outcome in dict.fromkeys(outcomes)}
+        return page.outcomes

@@ -17,7 +17,7 @@ class ReportSds(Stage):
         resamples: of the bootstrap.
     """
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2  # 2: with the longest stages
     INPUTS: ClassVar = {"results": Many(Artifact)}
     OUTPUT: ClassVar = Report
 
@@ -29,6 +29,7 @@ class ReportSds(Stage):
         """`index.html`, `report.md`, `results.json`, and `figures/`."""
         import effllm.pipelines.reports.sds as sds
         import effllm.pipelines.reports.sds_figures as sds_figures
+        from effllm.pipelines.reports.frame import cost, smoke_warning
         from effllm.pipelines.reports.page import Figure, Heading, Page, Text
         from effllm.pipelines.reports.subjects import gather_subjects
 
@@ -48,19 +49,12 @@ class ReportSds(Stage):
             "(name-split-tokens x windows). Every figure was measured by effllm, except under "
             "“Beside the paper”.",
         )
-        if self.scale == "smoke":
-            page.add(
-                Text(
-                    "This is a smoke run: a tiny random model on random sentences. It shows that "
-                    "the machinery works; its figures mean nothing."
-                )
-            )
+        page.add(*smoke_warning(self.scale))
         page.add(Heading("Perplexity"), sds.main_table(data))
         sds_figures.draw_perplexity(data, figures, "2:4")
         page.add(Figure("perplexity", "Test perplexity at 2:4; filled: SDS."))
         page.add(Heading("What the paper claims, and what these numbers say"))
-        verdicts = sds.verdicts(data)
-        page.add(*verdicts)
+        page.add(*sds.verdicts(data))
         page.add(
             Text(
                 "Verdicts rest on 95 % intervals over test windows or items for one calibration "
@@ -88,11 +82,10 @@ class ReportSds(Stage):
             caption = "Mean relative output error per block on the dense model's held-out inputs; "
             page.add(Figure("layer_errors", caption + "SparseGPT, 2:4."))
         page.add(Heading("Beside the paper"), sds.paper_table())
-        page.add(Heading("Cost and provenance"), Text(_settings(results)), Text(_cost(results)))
+        page.add(Heading("Cost and provenance"), Text(_settings(results)), cost(results))
         page.write(ctx.workdir)
         write_json(ctx.workdir / "results.json", sds.result_rows(data, "sds"))
-        outcomes = [verdict.outcome for verdict in verdicts]
-        return {outcome: outcomes.count(outcome) for outcome in dict.fromkeys(outcomes)}
+        return page.outcomes
 
 
 def _selections(results: list[Artifact]) -> list[str]:
@@ -125,20 +118,3 @@ def _settings(results: list[Artifact]) -> str:
         if a.manifest["stage"] == "make_windows"
     }
     return " ".join([*parts, f"Windows: {', '.join(sorted(protocols))}."])
-
-
-def _cost(results: list[Artifact]) -> str:
-    """Total time, peak memory and machine, from the manifests."""
-    manifests = [artifact.manifest for artifact in results]
-    total = sum(manifest["timing"]["seconds"] for manifest in manifests)
-    peaks = [manifest["timing"]["peak_rss_bytes"] or 0 for manifest in manifests]
-    environment = manifests[0]["env"]
-    versions = ", ".join(f"{k} {v}" for k, v in environment["packages"].items() if v)
-    stored = sum(entry["bytes"] for m in manifests for entry in m["outputs"].values())
-    warned = sum(len(manifest["warnings"]) for manifest in manifests)
-    return (
-        f"{len(manifests)} results, {total / 60:.1f} minutes of stages, peak memory "
-        f"{max(peaks) / 2**30:.1f} GiB, {stored / 1e9:.1f} GB stored, {warned} warnings. "
-        f"Device {environment['device']}, {environment['threads']} threads, "
-        f"Python {environment['python']}, {versions}."
-    )

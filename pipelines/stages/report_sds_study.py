@@ -72,12 +72,11 @@ class ReportSdsSeeds(Stage):
             "draws its own calibration windows.",
         )
         page.add(Heading("Perplexity by seed"), sds_study.seeds_table(data))
-        verdicts = sds_study.seeds_verdicts(data)
-        page.add(Heading("Verdicts over seeds"), *verdicts, sds_study.pooled_spread(data))
+        page.add(Heading("Verdicts over seeds"), *sds_study.seeds_verdicts(data))
+        page.add(sds_study.pooled_spread(data))
         page.write(ctx.workdir)
         write_json(ctx.workdir / "results.json", sds.result_rows(data, "sds"))
-        outcomes = [verdict.outcome for verdict in verdicts]
-        return {outcome: outcomes.count(outcome) for outcome in dict.fromkeys(outcomes)}
+        return page.outcomes
 
 
 def _comparison(ctx: StageContext, resamples: int) -> "Comparison":

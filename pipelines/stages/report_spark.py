@@ -18,6 +18,7 @@ class ReportSpark(Stage):
         resamples: of the bootstrap.
     """
 
+    VERSION: ClassVar[int] = 2  # 2: with the cost
     INPUTS: ClassVar = {"results": Many(Artifact)}
     OUTPUT: ClassVar = Report
 
@@ -27,6 +28,7 @@ class ReportSpark(Stage):
     def run(self, ctx: StageContext) -> Metrics:
         """`index.html`, `report.md`, `results.json` and `figures/`."""
         from effllm.pipelines.reports import caches, spark
+        from effllm.pipelines.reports.frame import cost, smoke_warning
         from effllm.pipelines.reports.page import Heading, Page, Text
 
         results = ctx.input_list("results", Artifact)
@@ -45,12 +47,11 @@ class ReportSpark(Stage):
             f"{evaluated.manifest['config']['dtype']}; bytes are those of the tensors held. Every "
             "figure was measured by effllm, except under “Beside the paper”.",
         )
-        if self.scale == "smoke":
-            page.add(Text("A smoke run of a tiny random model: its figures mean nothing."))
+        page.add(*smoke_warning(self.scale))
         main = list(study.about)
         folder = ctx.workdir / "figures"
-        verdicts = spark.verdicts(study)
-        page.add(Heading("What the paper claims, and what these numbers say"), *verdicts)
+        claims = Heading("What the paper claims, and what these numbers say")
+        page.add(claims, *spark.verdicts(study))
         page.add(
             Heading("Bytes beside quality"),
             Text(spark.region(study, main)),
@@ -84,10 +85,10 @@ class ReportSpark(Stage):
         if picture is not None:
             page.add(Heading("Kept channels"), picture)
         page.add(Heading("Beside the paper"), spark.paper_table())
+        page.add(Heading("Cost and provenance"), cost(results))
         page.write(ctx.workdir)
         write_json(ctx.workdir / "results.json", spark.result_rows(study, evaluated))
-        outcomes = [verdict.outcome for verdict in verdicts]
-        return {outcome: outcomes.count(outcome) for outcome in dict.fromkeys(outcomes)}
+        return page.outcomes
 
 
 def _has(evaluated: Artifact, *slots: str) -> bool:

@@ -36,6 +36,7 @@ class ReportTyr(Stage):
         import effllm.pipelines.reports.tyr as tyr
         import effllm.pipelines.reports.tyr_figures as figures
         import effllm.pipelines.reports.tyr_speed as speed
+        from effllm.pipelines.reports.frame import cost, smoke_warning
         from effllm.pipelines.reports.page import Figure, Heading, Page, Text
         from effllm.pipelines.reports.sds import Comparison
         from effllm.pipelines.reports.subjects import gather_subjects
@@ -55,20 +56,13 @@ class ReportTyr(Stage):
             "(name-split-tokens x windows). Every figure was measured by effllm, except under "
             "“Beside the paper”.",
         )
-        if self.scale == "smoke":
-            page.add(
-                Text(
-                    "This is a smoke run: a tiny random model on random sentences. It shows that "
-                    "the machinery works; its figures mean nothing."
-                )
-            )
+        page.add(*smoke_warning(self.scale))
         page.add(Heading("Perplexity"), tyr.main_table(data, "test"))
         page.add(tyr.main_table(data, "heldout"))
         figures.draw_perplexity(data, folder)
         page.add(Figure("perplexity", "Test perplexity over sparsity."))
         page.add(Heading("What the paper claims, and what these numbers say"))
-        verdicts = tyr.verdicts(data, speeds)
-        page.add(*verdicts)
+        page.add(*tyr.verdicts(data, speeds))
         page.add(
             Text(
                 "Verdicts rest on 95 % intervals over windows, or rounds of timing, for one "
@@ -86,12 +80,8 @@ class ReportTyr(Stage):
             page.add(speed.speed_table(speeds, config["prompt_tokens"], config["new_tokens"]))
         if figures.draw_pareto(data, speeds, folder):
             page.add(Figure("pareto", "Quality against speed; the dense model has no label."))
-        units = {
-            one.name: one.units
-            for artifact in results
-            if isinstance(artifact, SupernetFiles)
-            for one in artifact.open().layers
-        }
+        nets = [one for one in results if isinstance(one, SupernetFiles)]
+        units = {one.name: one.units for artifact in nets for one in artifact.open().layers}
         if figures.draw_allocations(data.rows, units, folder):
             page.add(Heading("Where units were removed"))
             page.add(Figure("allocation", "Share of heads and of neurons removed in each block."))
@@ -101,11 +91,10 @@ class ReportTyr(Stage):
             page.add(Heading("The search"), Figure("fitness", caption))
             page.add(*(Text(_effort(one)) for one in allocations))
         page.add(Heading("Beside the paper"), *tyr.paper_tables())
-        page.add(Heading("Cost and provenance"), Text(_cost(results)))
+        page.add(Heading("Cost and provenance"), cost(results), Text(_largest(nets)))
         page.write(ctx.workdir)
         write_json(ctx.workdir / "results.json", tyr.result_rows(data, speeds, "tyr"))
-        outcomes = [verdict.outcome for verdict in verdicts]
-        return {outcome: outcomes.count(outcome) for outcome in dict.fromkeys(outcomes)}
+        return page.outcomes
 
 
 def _effort(allocation: Allocation) -> str:
@@ -121,28 +110,7 @@ def _effort(allocation: Allocation) -> str:
     )
 
 
-def _cost(results: list[Artifact]) -> str:
-    """Time by stage, peak memory and machine, from the manifests."""
-    manifests = [artifact.manifest for artifact in results]
-    by_stage: dict[str, float] = {}
-    for one in manifests:
-        by_stage[one["stage"]] = by_stage.get(one["stage"], 0.0) + one["timing"]["seconds"]
-    longest = sorted(by_stage.items(), key=lambda item: -item[1])[:6]
-    peaks = [one["timing"]["peak_rss_bytes"] or 0 for one in manifests]
-    stored = sum(entry["bytes"] for one in manifests for entry in one["outputs"].values())
-    largest = max(
-        (sum(entry["bytes"] for entry in one["outputs"].values()), one["stage"])
-        for one in manifests
-        if one["stage"] == "build_supernet"
-    )
-    environment = manifests[0]["env"]
-    versions = ", ".join(f"{k} {v}" for k, v in environment["packages"].items() if v)
-    shown = ", ".join(f"{name} {seconds / 60:.1f}" for name, seconds in longest)
-    return (
-        f"{len(manifests)} results, {sum(by_stage.values()) / 60:.1f} minutes of stages (most: "
-        f"{shown}), peak memory {max(peaks) / 2**30:.1f} GiB, {stored / 1e9:.2f} GB stored, the "
-        f"largest supernet {largest[0] / 1e9:.2f} GB, "
-        f"{sum(len(one['warnings']) for one in manifests)} warnings. Device "
-        f"{environment['device']}, {environment['threads']} threads, Python "
-        f"{environment['python']}, {versions}."
-    )
+def _largest(nets: list[SupernetFiles]) -> str:
+    """Bytes of the largest supernet."""
+    sizes = [sum(entry["bytes"] for entry in one.manifest["outputs"].values()) for one in nets]
+    return f"The largest supernet takes {max(sizes) / 1e9:.2f} GB."

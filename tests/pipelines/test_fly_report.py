@@ -64,6 +64,7 @@ def test_a_draft_model_is_named_by_its_size_or_its_place_in_the_target(tiny_llam
     from functools import partial
 
     from effllm.modules.decoding.proposers.draft import DraftModel, InnerLookup
+    from effllm.modules.decoding.proposers.draft_tree import DraftTree
 
     factory = partial(DraftModel, tokens=6, lookup=InnerLookup())
     arm = {"proposer": factory, "verifier": Exact(), "draft": {"kind": "first_layers", "layers": 1}}
@@ -75,6 +76,10 @@ def test_a_draft_model_is_named_by_its_size_or_its_place_in_the_target(tiny_llam
     about = describe_arm(arm, tiny_llama, tiny_llama, lossless=True)
     millions = f"{tiny_llama.num_parameters() / 1e6:.3g}"
     assert Arm("a", about).title.startswith(f"Draft model of {millions}M with lookup")
+    arm["proposer"] = partial(DraftTree, widths=[3, 2])
+    about = describe_arm(arm, tiny_llama, tiny_llama, lossless=True)
+    assert Arm("a", about).title == f"Draft model of {millions}M, tree 3+2: exact"
+    assert Arm("a", about).tokens == 5 and Arm("a", about).speculates
 
 
 def row(arm, number, *, rounds=50, nll=1.0, seconds=2.0, correct=None, **more):

@@ -16,7 +16,6 @@ from effllm.modules.decoding.proposers.lookup import NgramIndex
 from effllm.modules.decoding.records import Block
 from effllm.modules.decoding.runner import ModelRunner
 from effllm.modules.decoding.sampling import Sampling, draw
-from effllm.modules.errors import UnsupportedModelError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +45,6 @@ class DraftModel:
         tokens: tokens drafted per round (K).
         sampling: the draft's law; greedy drafts are points.
         lookup: multi-level acceleration; greedy drafts only.
-
-    Raises:
-        UnsupportedModelError: if the draft knows token ids that the target does not.
     """
 
     runner: ModelRunner
@@ -80,38 +76,32 @@ class DraftModel:
         wanted = min(budget, self.tokens)
         if wanted < 1:
             return Block([])
-        unknown = max(ids[len(self.runner.ids) :], default=0)
-        if unknown >= self.runner.vocabulary:
-            raise UnsupportedModelError(
-                f"the text holds token {unknown}, the draft model knows only "
-                f"{self.runner.vocabulary}; target and draft need the same tokenizer"
-            )
         if self.lookup is not None:
             return Block(cut_after_end(self._draft_by_lookup(ids, wanted), self._ends))
         drafted: list[int] = []
         laws: list[Tensor] = []
-        logits = self._known(self.runner.sync(ids))
+        logits = self.runner.sync(ids)
         while True:
             if self.sampling.greedy:
                 token = self._best(logits)[-1]
             else:
-                laws.append(self._spread(self.sampling.law(logits[-1:])[0]))
+                laws.append(self._spread(self.sampling.law(self._known(logits[-1:]))[0]))
                 token = draw(laws[-1], generator)
             drafted.append(token)
             if len(drafted) == wanted or token in self._ends:
                 return Block(drafted, torch.stack(laws) if laws else None)
-            logits = self._known(self.runner.advance([token]))
+            logits = self.runner.advance([token])
 
     def _draft_by_lookup(self, ids: Sequence[int], wanted: int) -> list[int]:
         assert self.lookup is not None
         self._index.sync(ids)
-        drafted = self._best(self._known(self.runner.sync(ids)))
+        drafted = self._best(self.runner.sync(ids))
         self._index.extend(drafted)
         while len(drafted) < wanted and drafted[-1] not in self._ends:
             room = min(self.lookup.tokens, wanted - len(drafted) - 1)
             guess = self._index.continuation(room, "earliest") if room > 0 else []
             prefix = len(self.runner.ids)
-            best = self._best(self._known(self.runner.advance([drafted[-1], *guess])))
+            best = self._best(self.runner.advance([drafted[-1], *guess]))
             right = next((i for i, one in enumerate(guess) if one != best[i]), len(guess))
             self.runner.rollback_to(prefix + 1 + right)
             fresh = [*guess[:right], best[right]]
@@ -125,10 +115,7 @@ class DraftModel:
 
     def _best(self, logits: Tensor) -> list[int]:
         """The most likely token of each row."""
-        columns = logits.argmax(dim=-1)
-        token_ids = self.runner.token_ids
-        best: list[int] = (columns if token_ids is None else token_ids[columns]).tolist()
-        return best
+        return [row[0] for row in self.runner.likeliest(logits, 1, below=self.vocabulary)]
 
     def _spread(self, law: Tensor) -> Tensor:
         """A law over the target's ids."""

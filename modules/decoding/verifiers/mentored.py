@@ -19,14 +19,15 @@ class Mentored:
 
     The output's law is m = max(min(q, p / alpha), p / beta): what the draft asks for, but at most
     1 / alpha and at least 1 / beta of what the target would give, alpha <= 1 <= beta. For a given
-    alpha, beta makes m sum to one; the smallest alpha within the bound accepts most.
+    alpha, beta makes m sum to one; the smallest alpha within the bound accepts most. In other words
+    m = p clip(q / p, 1 / beta, 1 / alpha).
 
     Args:
         divergence: bound D in nats per position; 0 = exact.
         sampling: the target's law; must draw.
 
     Source: mentored decoding (github.com/vivien000/mentored_decoding), second-hand; the form of m
-        and the nested bisection are ours.
+        and the search for alpha are ours.
     """
 
     divergence: float = 0.1
@@ -79,36 +80,40 @@ def mentored_law(target: Tensor, drafted: Tensor, divergence: float) -> Tensor:
         (V,) float32; equals `target` for divergence 0.
     """
     p, q = target.double(), drafted.double()
+    known = p > 0
+    ratio, order = (q[known] / p[known]).sort()
+    weight = p[known][order]
     low, high = 0.0, 1.0  # alpha: 1 gives p itself, towards 0 the draft has its way
-    best = p
+    best = torch.ones_like(ratio)
     for _ in range(_HALVINGS if divergence > 0 else 0):
         alpha = (low + high) / 2
-        law = _with_floor(p, torch.minimum(q, p / alpha))
-        if _divergence(p, law) <= divergence:
-            best, high = law, alpha
+        clipped = _clip(ratio, weight, 1 / alpha)
+        if float(-(weight * clipped.log()).sum()) <= divergence:
+            best, high = clipped, alpha
         else:
             low = alpha
-    return best.float()
+    law = torch.zeros_like(p)
+    law[known.nonzero()[order, 0]] = weight * best
+    return (law / law.sum()).float()
 
 
-def _with_floor(p: Tensor, capped: Tensor) -> Tensor:
-    """max(capped, p * share) with the share that makes it sum to one."""
-    low, high = 0.0, 1.0
-    for _ in range(_HALVINGS):
-        share = (low + high) / 2
-        if float(torch.maximum(capped, share * p).sum()) > 1:
-            high = share
-        else:
-            low = share
-    law = torch.maximum(capped, low * p)
-    return law / law.sum()
+def _clip(ratio: Tensor, weight: Tensor, cap: float) -> Tensor:
+    """The ratio q / p, at most `cap` and at least the floor with which p times it sums to one.
 
-
-def _divergence(p: Tensor, law: Tensor) -> float:
-    inside = p > 0
-    if bool((law[inside] == 0).any()):
-        return float("inf")
-    return float((p[inside] * (p[inside] / law[inside]).log()).sum())
+    Args:
+        ratio: (n,) q / p, rising.
+        weight: (n,) p in the same order.
+        cap: 1 / alpha.
+    """
+    capped = ratio.clamp(max=cap)
+    below = weight.cumsum(0) - weight  # p of the smaller ratios
+    above = (weight * capped).flip(0).cumsum(0).flip(0)  # mass of this ratio and the larger ones
+    raised = int((capped * below + above < 1).sum())  # ratios that the floor lies above
+    if raised == 0:
+        return capped
+    rest = above[raised] if raised < len(ratio) else 0.0
+    floor = (1 - rest) / weight[:raised].sum()
+    return capped.clamp(min=floor)
 
 
 def _one_hot(token: int, like: Tensor) -> Tensor:

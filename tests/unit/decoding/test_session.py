@@ -9,6 +9,7 @@ from transformers import MambaConfig, MambaForCausalLM, T5Config, T5ForCondition
 from effllm.modules.decoding.early_exit import first_layers
 from effllm.modules.decoding.proposers.base import Nothing
 from effllm.modules.decoding.proposers.draft import DraftModel, InnerLookup
+from effllm.modules.decoding.proposers.draft_tree import DraftTree
 from effllm.modules.decoding.proposers.lookup import NgramIndex, PromptLookup
 from effllm.modules.decoding.records import Block
 from effllm.modules.decoding.runner import ModelRunner, tree_layout
@@ -90,6 +91,7 @@ def test_every_proposer_gives_the_tokens_of_generate(tiny_llama, drafted):
         "early exit": lambda: DraftModel(
             ModelRunner(first_layers(tiny_llama, 1)), 259, tokens=drafted
         ),
+        "tree": lambda: DraftTree(ModelRunner(noisy("llama", 0.05)), 259, (3, 2, 1)[:drafted]),
         "itself": lambda: DraftModel(ModelRunner(tiny_llama), 259, tokens=drafted),
     }
     for prompt in PROMPTS:
@@ -115,6 +117,29 @@ def test_all_families_decode_exactly_with_chains_and_trees(any_family, tree):
         found = decode(model, script, prompt)
         assert found.tokens == expected
         assert len(found.rounds) < 24  # something was accepted
+
+
+def test_a_drafted_tree_holds_the_likeliest_tokens_and_continues_the_first(tiny_llama, generator):
+    draft = DraftTree(ModelRunner(tiny_llama), 259, (3, 2))
+    draft.start(PROMPTS[1], frozenset())
+    block = draft.propose(PROMPTS[1], 24, generator)
+    runner = ModelRunner(tiny_llama)
+    first = runner.sync(PROMPTS[1])[0].topk(3).indices.tolist()
+    second = runner.sync([*PROMPTS[1], first[0]])[0].topk(2).indices.tolist()
+    assert block.tokens == first + second
+    assert block.parents == [-1, -1, -1, 0, 0]
+    assert draft.propose(PROMPTS[1], 1, generator).tokens == first
+    assert not draft.propose(PROMPTS[1], 0, generator).tokens
+    draft.start(PROMPTS[1], frozenset(first[:1]))
+    assert draft.propose(PROMPTS[1], 24, generator).tokens == first  # nothing beyond an end
+
+
+def test_a_tree_of_every_token_is_right_every_time(tiny_llama):
+    draft = DraftTree(ModelRunner(noisy("llama", 0.5)), 259, (259,))
+    found = decode(tiny_llama, draft, PROMPTS[1], budget=9)
+    assert [one.emitted for one in found.rounds] == [2, 2, 2, 2]
+    with pytest.raises(ValueError, match="one width of at least 1"):
+        DraftTree(ModelRunner(tiny_llama), 259, (3, 0))
 
 
 def test_a_tree_wider_than_the_window_is_refused(tiny_llama):
