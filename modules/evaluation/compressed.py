@@ -16,15 +16,18 @@ from effllm.modules.kvcache.compression import Compression
 from effllm.modules.kvcache.formats import Dense
 
 UNCOMPRESSED = Compression(keys=Dense(), values=Dense(), protect_last=0)
-_REMEMBERED = 64  # queries kept for methods that look at them
 
 
 @torch.no_grad()
-def read_prompt(
-    model: PreTrainedModel, tokens: Tensor, *, window: int = _REMEMBERED
-) -> CompressedCache:
-    """The dense cache of a (B, S) prompt, ready to be compressed in many ways."""
-    method = Compression(keys=Dense(), values=Dense(), protect_last=0, window=window)
+def read_prompt(model: PreTrainedModel, tokens: Tensor, *, observed: int) -> CompressedCache:
+    """The dense cache of a (B, S) prompt, ready to be compressed in many ways.
+
+    Args:
+        model: reads the prompt.
+        tokens: (B, S) ids.
+        observed: last queries that are remembered for methods that look at them.
+    """
+    method = Compression(keys=Dense(), values=Dense(), protect_last=0, window=observed)
     cache = CompressedCache(model.config, method, automatic=False)
     with attached(model):
         model(input_ids=tokens, past_key_values=cache, logits_to_keep=1)

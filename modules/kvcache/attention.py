@@ -30,7 +30,7 @@ from effllm.modules.kvcache.layer import CompressedLayer
 Reading = Literal["packed", "sdpa", "eager"]
 
 _BLOCK = 512  # tokens rebuilt at a time: small enough for the caches of a CPU
-_LAYER = "_compressed_layer"  # attribute of an attention module, during its pass
+_LAYER = "_compressed_layer"  # attribute of an attention module, during its pass: with rotation
 
 
 @contextmanager
@@ -63,7 +63,7 @@ def _find_layer(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
     layer = layers[index] if index < len(layers) else None
     if isinstance(layer, CompressedLayer):
         layer.direct = module.config._attn_implementation == "spark_packed"
-        setattr(module, _LAYER, layer)
+        setattr(module, _LAYER, (layer, kwargs.get("position_embeddings")))
 
 
 def _attend(kind: Reading) -> Callable[..., tuple[Tensor, Tensor | None]]:
@@ -76,7 +76,7 @@ def _attend(kind: Reading) -> Callable[..., tuple[Tensor, Tensor | None]]:
         scaling: float | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        layer = module.__dict__.pop(_LAYER, None)
+        layer, rotation = module.__dict__.pop(_LAYER, (None, None))
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         if layer is not None:
             layer.direct = False
@@ -94,7 +94,7 @@ def _attend(kind: Reading) -> Callable[..., tuple[Tensor, Tensor | None]]:
             dense = sys.modules[type(module).__module__].eager_attention_forward
         attended = dense(module, query, key, value, attention_mask, scaling=scale, **kwargs)
         if layer is not None and layer.past is None:
-            layer.observe(query, scale, _valid(attention_mask))
+            layer.observe(query, scale, _valid(attention_mask), rotation)
         return attended[0], attended[1]
 
     return attend

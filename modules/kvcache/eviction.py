@@ -26,6 +26,8 @@ class Prefill:
         scaling: factor of the scores.
         layer: index of the layer.
         layers: number of layers.
+        rotation: (B, 2, W, R) cosines and sines that the queries were rotated by; None for models
+            without rotation.
     """
 
     keys: Tensor
@@ -35,11 +37,19 @@ class Prefill:
     scaling: float
     layer: int
     layers: int
+    rotation: Tensor | None = None
 
     @property
     def tokens(self) -> int:
         """Prompt length (S)."""
         return self.keys.shape[2]
+
+    def ages(self) -> Tensor:
+        """(B, S) place of each token in its text; -1 for padding on the left."""
+        if self.valid is None:
+            place = torch.arange(self.tokens, device=self.keys.device)
+            return place.expand(self.keys.shape[0], -1)
+        return self.valid.cumsum(dim=-1) - 1
 
     def attention(self, window: int) -> Tensor:
         """(B, Hkv, G, W, S) float32 attention of the last `window` queries."""
@@ -119,13 +129,10 @@ class StreamingLLM:
         """First and last tokens; the first after padding, where there is some."""
         count = self.budget.count(seen.tokens)
         place = torch.arange(seen.tokens, device=seen.keys.device)
-        if seen.valid is None:
-            age = place.expand(seen.keys.shape[0], -1)
-        else:
-            age = seen.valid.cumsum(dim=-1) - 1  # -1 for padding on the left
+        age = seen.ages()
         sink = (age >= 0) & (age < min(self.sinks, count))
         score = torch.where(sink, seen.tokens, place.expand_as(age)).float()
-        return _highest(score.unsqueeze(1).expand(-1, seen.keys.shape[1], -1), count, seen)
+        return highest(score.unsqueeze(1).expand(-1, seen.keys.shape[1], -1), count, seen)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +197,7 @@ class SnapKV:
         else:
             outside = score[..., :0].mean(dim=2)
         inside = outside.new_full((*outside.shape[:2], window), 2.0)  # attention is below 1
-        return _highest(torch.cat([outside, inside], dim=-1), count, seen)
+        return highest(torch.cat([outside, inside], dim=-1), count, seen)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,7 +222,7 @@ class Tova:
         score = seen.attention(1)[:, :, :, 0].mean(dim=(1, 2))  # (B, S)
         score[:, -1] = 2.0
         count = self.budget.count(seen.tokens)
-        return _highest(score.unsqueeze(1).expand(-1, seen.keys.shape[1], -1), count, seen)
+        return highest(score.unsqueeze(1).expand(-1, seen.keys.shape[1], -1), count, seen)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,10 +242,10 @@ class KeyNorm:
 
     def keep(self, seen: Prefill) -> Tensor:
         """Shortest keys."""
-        return _highest(-seen.keys.float().norm(dim=-1), self.budget.count(seen.tokens), seen)
+        return highest(-seen.keys.float().norm(dim=-1), self.budget.count(seen.tokens), seen)
 
 
-def _highest(score: Tensor, count: int, seen: Prefill) -> Tensor:
+def highest(score: Tensor, count: int, seen: Prefill) -> Tensor:
     """Indices of the highest scores, ascending; padding only where nothing else is left."""
     if seen.valid is not None:
         score = score.masked_fill(~seen.valid.unsqueeze(1), -math.inf)

@@ -58,6 +58,7 @@ class CompressedLayer(CacheLayerMixin):
         self.held_valid: Tensor | None = None  # (B, n) of the first n dense tokens
         self.weight: Tensor | None = None
         self.queries: Tensor | None = None
+        self.rotation: Tensor | None = None  # (B, 2, W, R) of the queries
         self.scaling = 1.0
 
     def reset(self) -> None:
@@ -108,20 +109,29 @@ class CompressedLayer(CacheLayerMixin):
         values = self.method.values.decode(self.past[1], start, stop)
         return keys.to(dtype), values.to(dtype)
 
-    def observe(self, queries: Tensor, scaling: float, valid: Tensor | None) -> None:
+    def observe(
+        self,
+        queries: Tensor,
+        scaling: float,
+        valid: Tensor | None,
+        rotation: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
         """Note (B, H, n, D) queries of the pass whose states were appended last.
 
         Args:
             queries: after rotation and normalisation.
             scaling: factor of the scores.
             valid: (B, held) bool, False for padding; None if there is none.
+            rotation: (B or 1, n, R) cosines and sines that the pass rotated by; None if it did not.
         """
         if self.past is not None:
             return
-        seen = queries[:, :, -self.method.observed :]
-        if self.queries is not None:
-            seen = torch.cat([self.queries, seen], dim=2)[:, :, -self.method.observed :]
-        self.queries, self.scaling, self.held_valid = seen.clone(), scaling, valid
+        last = slice(-self.method.observed, None)
+        self.queries = _latest(self.queries, queries, last).clone()
+        if rotation is not None:
+            turned = torch.stack(rotation, dim=1).expand(len(queries), -1, -1, -1)
+            self.rotation = _latest(self.rotation, turned, last).clone()
+        self.scaling, self.held_valid = scaling, valid
         if self.automatic:
             self.compress()
 
@@ -157,6 +167,7 @@ class CompressedLayer(CacheLayerMixin):
             scaling=self.scaling,
             layer=self.layer,
             layers=self.layers,
+            rotation=self.rotation,
         )
         valid = None
         if self.held_valid is not None:
@@ -285,7 +296,8 @@ class CompressedLayer(CacheLayerMixin):
     def _over_batch(self, change: Any) -> None:
         for segment in self.past or ():
             segment.over_batch(change)
-        for name in ("keys", "values", "past_valid", "held_valid", "weight", "queries"):
+        names = ("keys", "values", "past_valid", "held_valid", "weight", "queries", "rotation")
+        for name in names:
             tensor = getattr(self, name)
             if tensor is not None:
                 setattr(self, name, change(tensor))
@@ -297,7 +309,7 @@ class CompressedLayer(CacheLayerMixin):
             found["keys"] = stored_bytes(self.past[0].tensors())
             found["values"] = stored_bytes(self.past[1].tensors())
         found["tail"] = stored_bytes(one for one in (self.keys, self.values) if one is not None)
-        others = (self.past_valid, self.held_valid, self.weight, self.queries)
+        others = (self.past_valid, self.held_valid, self.weight, self.queries, self.rotation)
         found["other"] = stored_bytes(one for one in others if one is not None)
         return found
 
@@ -325,6 +337,12 @@ def _appended(buffer: Tensor, held: int, states: Tensor) -> Tensor:
         buffer = larger
     buffer[:, :, held:wanted] = states
     return buffer
+
+
+def _latest(before: Tensor | None, new: Tensor, last: slice) -> Tensor:
+    """The last rows of dimension 2 of what was seen and what is new."""
+    joined = new if before is None else torch.cat([before, new[:, :, last]], dim=2)
+    return joined[:, :, last]
 
 
 def _mean_where(padding: Tensor, states: Tensor) -> Tensor:

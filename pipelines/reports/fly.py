@@ -53,23 +53,30 @@ def verdicts(bench: Bench) -> list[Verdict]:
             longer = bench.per_over(arm, partner.key, "emitted", "rounds")
             found += [
                 _above_one(
-                    f"FLy emits more tokens per pass than exact verification ({about.drafter}).",
+                    f"{about.rule} emits more tokens per pass than exact verification "
+                    f"({about.drafter}).",
                     "Ratio of tau",
                     longer,
                 ),
                 _above_one(
-                    f"FLy decodes faster than exact verification ({about.drafter}).",
+                    f"{about.rule} decodes faster than exact verification ({about.drafter}).",
                     "Speed ratio",
                     bench.speed_ratio(arm, partner.key),
                 ),
             ]
         found += [_quality(bench, about), *_answers(bench, about)]
         found += [
-            _ablation(bench, one, about)
-            for one in bench.about.values()
-            if one.verifier.get("class") == "Fly" and not one.is_fly and one.same_drafts(about)
+            _ablation(bench, one, about) for one in bench.about.values() if _is_ablation(one, about)
         ]
     return found
+
+
+def _is_ablation(one: Arm, other: Arm) -> bool:
+    """Whether an arm lacks FLy's window or its gate, and nothing else is different."""
+    if one.verifier.get("class") != "Fly" or one.is_fly or not one.same_drafts(other):
+        return False
+    settings = one.verifier.keys() | other.verifier.keys()
+    return sum(one.verifier.get(key) != other.verifier.get(key) for key in settings) == 1
 
 
 def _is_exact(one: Arm, other: Arm) -> bool:
@@ -94,8 +101,9 @@ def _quality(bench: Bench, about: Arm) -> Verdict:
     elif change.low > _NLL_BOUND:
         kept = "not supported"
     return Verdict(
-        f"FLy keeps the target's quality ({about.drafter}): its text is at most {_NLL_BOUND} nats "
-        "per token less likely under the target than the target's own (bound ours).",
+        f"{about.rule} keeps the target's quality ({about.drafter}): its text is at most "
+        f"{_NLL_BOUND} nats per token less likely under the target than the target's own "
+        "(bound ours).",
         kept,
         f"Change of target NLL {interval(change, 3, sign=True)}.",
     )
@@ -123,7 +131,7 @@ def _answers(bench: Bench, about: Arm) -> list[Verdict]:
         evidence += f" Fewer than {_PROMPTS_FOR_ANSWERS} prompts cannot show so small a loss."
     return [
         Verdict(
-            f"FLy keeps more than 99 % of the target's right answers ({about.drafter}).",
+            f"{about.rule} keeps more than 99 % of the target's right answers ({about.drafter}).",
             outcome,
             evidence,
         )
@@ -141,7 +149,8 @@ def _ablation(bench: Bench, without: Arm, about: Arm) -> Verdict:
     elif longer.high < 1 or worse.high < 0:
         outcome = "not reproduced"
     return Verdict(
-        f"Without the {part}, more is kept and the text gets worse ({about.drafter}).",
+        f"{about.rule}, without the {part}: more is kept and the text gets worse "
+        f"({about.drafter}).",
         outcome,
         f"Ratio of tau {interval(longer, 2)}, change of target NLL "
         f"{interval(worse, 3, sign=True)}.",

@@ -26,7 +26,7 @@ class ReportFly(Stage):
         resamples: of the bootstrap.
     """
 
-    VERSION: ClassVar[int] = 3  # 3: with the cost
+    VERSION: ClassVar[int] = 3  # 3: with the cost; claims name the rule
     INPUTS: ClassVar = {"results": Many(Artifact)}
     OUTPUT: ClassVar = Report
 

@@ -121,7 +121,6 @@ def test_an_interrupted_evaluation_goes_on_at_the_next_example(outputs, tmp_path
     [
         (["pipeline.ablate.arms.spark_80.keys.ratio=1.0"], "leaves none"),
         (["pipeline.ablate.continuation=95"], "make them longer"),
-        (["pipeline.ablate.arms.spark_80.window=100"], "raise it"),
         (["~pipeline.ablate.arms.dense"], "named dense"),
         (["pipeline.ablate.inputs.windows=[]"], "neither windows nor prompts"),
         (["pipeline.prompts.lengths=[40]", "execute.until=prompts"], "ask for more"),
@@ -136,3 +135,20 @@ def test_any_eviction_with_any_format_is_one_line_of_configuration(outputs):
     arm = "pipeline.ablate.arms.spark_80_zero"
     wanted = [f"+eviction@{arm}.evict=tova", f"cache_format@{arm}.values=token_integers"]
     assert main(command(outputs, "execute.until=ablate", *wanted)) == 0
+
+
+def test_a_published_set_stands_in_for_the_articles(tmp_path):
+    row = {"context": "one two three " * 3, "question": "What?", "answer_prefix": " It is"}
+    rows = [{**row, "answer": [str(n)], "task": "count"} for n in range(5)]
+    rows.append({**rows[0], "context": "one " * 200})
+    file = tmp_path / "ruler.jsonl"
+    file.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    wanted = ["long_prompts@pipeline.prompts=ruler", f"pipeline.prompts.source.path={file}"]
+    wanted += ["pipeline.prompts.longest=128", "pipeline.prompts.per_task=6"]
+    assert main(command(tmp_path, "execute.until=evaluate", *wanted)) == 0
+    (manifest,) = (tmp_path / "artifacts" / "import_long_prompts").glob("*/manifest.json")
+    metrics = json.loads(manifest.read_text())["metrics"]
+    assert metrics == {"prompts": 5, "left_out": 1, "count/prompts": 5}
+    (found,) = (tmp_path / "artifacts" / "evaluate_cache").glob("*/predictions.jsonl")
+    scored = [json.loads(line) for line in found.read_text().splitlines()]
+    assert {one["group"] for one in scored if "score" in one} == {"count"}

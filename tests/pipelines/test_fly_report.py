@@ -128,10 +128,10 @@ def test_verdicts_follow_the_paired_differences():
     assert the(found, "more tokens per pass") == "reproduced"
     assert the(found, "faster than exact") == "not reproduced"
     assert the(found, "keeps the target's quality") == "supported"
-    assert the(found, "Without the window") == "reproduced"
+    assert the(found, "without the window") == "reproduced"
     found = outcomes(fly={"nll": 1.3}, no_window={"rounds": 80})
     assert the(found, "keeps the target's quality") == "not supported"
-    assert the(found, "Without the window") == "not reproduced"
+    assert the(found, "without the window") == "not reproduced"
     assert the(found, "more tokens per pass") == "inconclusive"
     assert not any("answers" in claim for claim in found)  # no prompt has one
 

@@ -11,9 +11,9 @@ from effllm.modules.data.prompt_sources import (
     ProceduralTasks,
     Questions,
     procedural_prompt,
-    sample_groups,
 )
 from effllm.modules.data.prompts import Prompt
+from effllm.modules.data.published import sample_groups
 from effllm.modules.errors import ConfigError, DataError
 from effllm.pipelines.launch import CONF_DIR
 
@@ -121,9 +121,11 @@ def test_a_local_file_is_known_by_its_content(tmp_path):
 
 def test_groups_are_drawn_independently():
     prompts = [Prompt(f"{g}{n}", g, "", False) for n in range(9) for g in "ab"]
-    drawn = sample_groups(prompts, 4, seed=0)
+    drawn = sample_groups(prompts, 4, seed=0, group=lambda one: one.group)
     assert drawn == sorted(drawn, key=prompts.index)
-    alone = sample_groups([one for one in prompts if one.group == "b"], 4, seed=0)
+    alone = sample_groups(
+        [one for one in prompts if one.group == "b"], 4, seed=0, group=lambda one: one.group
+    )
     assert [one for one in drawn if one.group == "b"] == alone
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from effllm.modules.kvcache.eviction import Budget, KeyNorm, Prefill, SnapKV, StreamingLLM, Tova
+from effllm.modules.kvcache.expected_attention import ExpectedAttention
 
 HALF = Budget(share=0.5)
 METHODS = [
@@ -15,6 +16,7 @@ METHODS = [
     SnapKV(budget=HALF, observed=4, beta=20.0),
     Tova(budget=HALF),
     KeyNorm(budget=HALF),
+    ExpectedAttention(budget=HALF),
 ]
 
 

@@ -1,0 +1,57 @@
+"""Bring a published long-context benchmark into the store."""
+
+import dataclasses
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from effllm.modules.errors import DataError
+from effllm.pipelines.artifacts import Checkpoint, LongPrompts, write_rows
+from effllm.pipelines.stage import Metrics, Stage, StageContext
+
+if TYPE_CHECKING:
+    from effllm.modules.data.long_questions import LongQuestions
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportLongPrompts(Stage):
+    """Draw prompts that the model can read.
+
+    Args:
+        source: where the prompts come from.
+        longest: most tokens of a prompt with its answers; longer ones are left out and counted.
+        per_task: most prompts of each task, before long ones are left out.
+        seed: of the draw.
+    """
+
+    INPUTS: ClassVar = {"model": Checkpoint}
+    OUTPUT: ClassVar = LongPrompts
+    VOLATILE: ClassVar = frozenset({"source.path"})
+    SOURCES: ClassVar = ("source",)
+
+    source: "LongQuestions"
+    longest: int
+    per_task: int
+    seed: int
+
+    def run(self, ctx: StageContext) -> Metrics:
+        """`prompts.jsonl`."""
+        tokenizer = ctx.input("model", Checkpoint).load_tokenizer()
+        tokenizer.model_max_length = 10**9  # lengths are ours to watch: no warnings
+        drawn = self.source.prompts(self.per_task, self.seed)
+        prompts = []
+        for one in drawn:
+            text = one.context + one.question + "".join(one.answers)
+            length = len(tokenizer(text)["input_ids"])
+            if length <= self.longest:
+                prompts.append(dataclasses.replace(one, length=length))
+        if not prompts:
+            raise DataError(
+                f"prompts {self.source.name}: none of {len(drawn)} has at most {self.longest} "
+                "tokens; raise `longest`, or take another set"
+            )
+        write_rows(ctx.workdir / "prompts.jsonl", (asdict(prompt) for prompt in prompts))
+        counts = Counter(prompt.task for prompt in prompts)
+        left_out = len(drawn) - len(prompts)
+        numbers = {f"{name}/prompts": count for name, count in counts.items()}
+        return {"prompts": len(prompts), "left_out": left_out, **numbers}
