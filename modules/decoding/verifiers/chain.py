@@ -57,6 +57,7 @@ class ChainTest:
         if block.parents is not None:
             raise ConfigError("this verifier judges chains; give it a proposer that drafts chains")
         self.block, self.logits, self.sampling, self.generator = block, logits, sampling, generator
+        self._rows: dict[int, Tensor] = {}
         self.tokens = torch.tensor(block.tokens, dtype=torch.long, device=logits.device)
         if sampling.greedy:
             self.best = logits.argmax(dim=-1).tolist()
@@ -74,6 +75,12 @@ class ChainTest:
         """(K + 1, V) the target's probabilities."""
         return self.sampling.law(self.logits)
 
+    def law_at(self, position: int) -> Tensor:
+        """(V,) one row of `law`; most rounds end early, so the others need not be computed."""
+        if position not in self._rows:
+            self._rows[position] = self.sampling.law(self.logits[position : position + 1])[0]
+        return self._rows[position]
+
     @property
     def drafted_probabilities(self) -> Tensor:
         """(K,) of the drafted tokens under the target."""
@@ -83,7 +90,7 @@ class ChainTest:
         """The target's token in place of the drafted one at `position`."""
         if self.sampling.greedy:
             return int(self.best[position])
-        law = self.law[position]
+        law = self.law_at(position)
         if self.block.laws is None:
             residual = law.clone()
             residual[self.block.tokens[position]] = 0
@@ -96,7 +103,7 @@ class ChainTest:
         """The target's token after the whole block."""
         if self.sampling.greedy:
             return int(self.best[len(self.block)])
-        return draw(self.law[len(self.block)], self.generator)
+        return draw(self.law_at(len(self.block)), self.generator)
 
     def decide(
         self,
@@ -125,7 +132,7 @@ class ChainTest:
     def _event(
         self, position: int, kept: int, token: int, gates: Sequence[float | None] | None
     ) -> MismatchEvent:
-        law, drafted = self.law[position], self.block.tokens[position]
+        law, drafted = self.law_at(position), self.block.tokens[position]
         chosen = token if position == kept else int(law.argmax())
         return MismatchEvent(
             position=position,

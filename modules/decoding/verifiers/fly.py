@@ -60,23 +60,24 @@ class Fly:
     def verify(self, block: Block, logits: Tensor, generator: torch.Generator) -> Decision:
         """Judge K tokens by (K + 1, V) float32 logits, the root's row first."""
         test = ChainTest(block, logits, self.sampling, generator)
-        mismatches = [i for i, native in enumerate(test.native) if not native]
-        gates: list[float | None] = [None] * len(block)
-        open_at = [False] * len(block)
-        if mismatches:
-            law = test.law[mismatches]
-            possible = (test.drafted_probabilities[mismatches] > 0).tolist()
-            measured = gate_measure(law, self.measure, self.top_tokens).tolist()
-            for position, value, drawable in zip(mismatches, measured, possible, strict=True):
-                gates[position] = value
-                free = self.protected.isdisjoint(
-                    {block.tokens[position], int(test.law[position].argmax())}
-                )
-                open_at[position] = value >= self.threshold and drawable and free
         # A match at a protected token (an end) closes every window that would reach beyond it.
         ends = [i for i, token in enumerate(block.tokens) if token in self.protected]
         length = min([len(block), *(end + 1 for end in ends)])
-        accepted = loosen(test.native, open_at, self.window, self.window_check, length)
+        everywhere = [True] * len(block)
+        clear = loosen(test.native, everywhere, self.window, self.window_check, length)
+        gates: list[float | None] = [None] * len(block)
+        accepted = [False] * len(block)
+        for position, token in enumerate(block.tokens):
+            accepted[position] = test.native[position]
+            if not accepted[position]:
+                law = test.law_at(position)
+                value = float(gate_measure(law[None], self.measure, self.top_tokens))
+                gates[position] = value
+                free = self.protected.isdisjoint({token, int(law.argmax())})
+                is_open = value >= self.threshold and float(law[token]) > 0 and free
+                accepted[position] = clear[position] and is_open
+            if not accepted[position]:
+                break  # the round ends here; what follows need not be judged
         return test.decide(accepted, gates=gates)
 
 

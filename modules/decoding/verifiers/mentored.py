@@ -47,10 +47,10 @@ class Mentored:
         outputs: list[Tensor] = []
         accepted: list[bool] = []
         for position, token in enumerate(block.tokens):
-            drafted = _one_hot(token, test.law[position])
+            drafted = _one_hot(token, test.law_at(position))
             if block.laws is not None:
                 drafted = block.laws[position]
-            outputs.append(mentored_law(test.law[position], drafted, self.divergence))
+            outputs.append(mentored_law(test.law_at(position), drafted, self.divergence))
             accepted.append(
                 float(uniform[position]) * float(drafted[token]) < float(outputs[-1][token])
             )
@@ -59,7 +59,7 @@ class Mentored:
         accepted += [False] * (len(block) - len(accepted))
 
         def recover(position: int) -> int:
-            drafted = _one_hot(block.tokens[position], test.law[position])
+            drafted = _one_hot(block.tokens[position], test.law_at(position))
             if block.laws is not None:
                 drafted = block.laws[position]
             residual = (outputs[position] - drafted).clamp_min(0)
