@@ -115,10 +115,12 @@ class CompactOPTForCausalLM(OPTForCausalLM):
         shrink(self, self.model.decoder.layers)
 
 
-class AbsentAttention(nn.Module):
+class WithoutHeads(nn.Module):
     """Attention without heads: nothing, or a bias. Its cache entry is one number per token.
 
-    Caches tell the length of the text by their entries, some by the first one alone.
+    Caches tell the length of the text by their entries, some by the first one alone. The class is
+    not called an attention: transformers would then look for a call of its attention interface in
+    this file, and refuse other attention functions for the whole model.
     """
 
     def __init__(self, layer_idx: int, hidden_size: int, bias: bool) -> None:
@@ -137,7 +139,7 @@ class AbsentAttention(nn.Module):
         return _nothing(hidden_states, self.bias), None
 
 
-class AbsentFeedForward(nn.Module):
+class WithoutNeurons(nn.Module):
     """A feed-forward network, or its last layer, without neurons: nothing, or a bias."""
 
     def __init__(self, hidden_size: int, bias: bool) -> None:
@@ -176,7 +178,7 @@ def _shrink_attention(model: PreTrainedModel, block: Any, size: dict[str, Any], 
     width, heads = model.config.hidden_size, int(size["heads"])
     attention, opt = block.self_attn, hasattr(block, "fc1")
     if not heads:
-        block.self_attn = AbsentAttention(index, width, bool(size["attention_bias"]))
+        block.self_attn = WithoutHeads(index, width, bool(size["attention_bias"]))
         if not opt:
             block.input_layernorm = nn.Identity()
         elif block.do_layer_norm_before:
@@ -193,7 +195,7 @@ def _shrink_attention(model: PreTrainedModel, block: Any, size: dict[str, Any], 
         attention.num_key_value_groups, attention.o_proj = heads // int(size["kv_heads"]), output
     if size["kv_index"] is not None:
         attention.num_key_value_groups = 1
-        attention.kv_index = list(size["kv_index"])
+        attention.kv_index, attention.kv_index_reader = list(size["kv_index"]), None
         attention.register_forward_pre_hook(_read_shared, with_kwargs=True)
 
 
@@ -204,7 +206,7 @@ def _shrink_feed_forward(model: PreTrainedModel, block: Any, size: dict[str, Any
             block.fc1 = nn.Linear(width, neurons, bias=block.fc1.bias is not None)
             block.fc2 = nn.Linear(neurons, width, bias=bias)
             return
-        block.fc1, block.fc2 = nn.Identity(), AbsentFeedForward(width, bias)
+        block.fc1, block.fc2 = nn.Identity(), WithoutNeurons(width, bias)
         if block.do_layer_norm_before:
             block.final_layer_norm = nn.Identity()
         return
@@ -215,13 +217,18 @@ def _shrink_feed_forward(model: PreTrainedModel, block: Any, size: dict[str, Any
         mlp.up_proj = nn.Linear(width, neurons, bias=mlp.up_proj.bias is not None)
         mlp.down_proj = nn.Linear(neurons, width, bias=bias)
         return
-    block.mlp, block.post_attention_layernorm = AbsentFeedForward(width, bias), nn.Identity()
+    block.mlp, block.post_attention_layernorm = WithoutNeurons(width, bias), nn.Identity()
 
 
 def _read_shared(
     module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Let the stock attention read its key-value heads through `_Readers`."""
+    """Let the stock attention read its key-value heads through `_Readers`.
+
+    Not for an attention function that reads `kv_index` itself and is named in `kv_index_reader`.
+    """
+    if module.kv_index_reader == module.config._attn_implementation:
+        return args, kwargs
     hidden = args[0] if args else kwargs["hidden_states"]
     index = torch.tensor(module.kv_index, device=hidden.device)
     return args, {**kwargs, "past_key_values": _Readers(kwargs.get("past_key_values"), index)}

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
+from effllm.modules.decoding import attention
 from effllm.modules.decoding.runner import ModelRunner
 from effllm.modules.errors import ConfigError, UnsupportedModelError
 from effllm.modules.modeling.blocks import decoder_blocks
@@ -100,6 +101,33 @@ def test_our_runner_rolls_back_and_generation_agrees(plan):
     options = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None}
     given = [one.generate(ids, **options) for one in (masked, compact)]
     assert torch.equal(*given)
+
+
+@torch.no_grad()
+def test_uneven_groups_are_read_without_copies_of_keys(monkeypatch):
+    """Three heads over two key heads: tokens, chains and trees; other functions still copy."""
+    _, compact = both("llama", "uneven")
+    ids = torch.randint(3, 250, (1, 20), generator=torch.Generator().manual_seed(0))
+    whole = compact(ids).logits[0]
+    read = []
+    own = attention.F.scaled_dot_product_attention
+    monkeypatch.setattr(
+        attention.F,
+        "scaled_dot_product_attention",
+        lambda query, key, *args, **kwargs: (
+            read.append(key.shape[1]) or own(query, key, *args, **kwargs)
+        ),
+    )
+    runner, tokens = ModelRunner(compact), ids[0].tolist()
+    runner.advance(tokens[:12], rows=1)
+    read.clear()
+    torch.testing.assert_close(runner.advance(tokens[12:13])[0], whole[12], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(runner.advance(tokens[13:16]), whole[13:16], rtol=1e-5, atol=1e-5)
+    logits = runner.advance([tokens[16], 7, tokens[17]], parents=[-1, 0, 0])
+    torch.testing.assert_close(logits[[0, 2]], whole[16:18], rtol=1e-5, atol=1e-5)
+    assert set(read) == {1, 2}  # the second block has one head
+    compact.set_attn_implementation("sdpa")
+    torch.testing.assert_close(compact(ids).logits[0], whole, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["llama", "opt"])
