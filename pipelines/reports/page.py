@@ -137,7 +137,7 @@ class Page:
 
 def split_interval(cell: str) -> tuple[str, str]:
     """`1,920 [1,800, 2,050]` -> its value and its interval; any other cell stays whole."""
-    found = re.fullmatch(r"([-+\d.,]+) (\[[-+\d.,]+, [-+\d.,]+\])", cell)
+    found = re.fullmatch(r"([-+\d.,e]+) (\[[-+\d.,e]+, [-+\d.,e]+\])", cell)
     return (found[1], found[2]) if found else (cell, "")
 
 

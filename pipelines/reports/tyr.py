@@ -166,7 +166,8 @@ def detail_table(data: Comparison, sparsity: str) -> Table:
         "searched model. KL: nats per token on test windows over the dense model's likeliest "
         "tokens and one bucket for all others, a lower bound of the whole. The continuation "
         "task has four choices: guessing is right 25 % of the time. Parameters and cache are "
-        "counted in the loaded model. Time: all stages that made the model, without import and "
+        "counted in the loaded model. File: as stored; the dense model may be stored in a wider "
+        "dtype than those made of it. Time: all stages that made the model, without import and "
         "evaluation.",
         strong=frozenset(strong),
     )

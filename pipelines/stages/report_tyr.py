@@ -24,6 +24,7 @@ class ReportTyr(Stage):
         resamples: of the bootstrap.
     """
 
+    VERSION: ClassVar[int] = 2  # 2: notes on stored sizes
     INPUTS: ClassVar = {"results": Many(Artifact)}
     OUTPUT: ClassVar = Report
 

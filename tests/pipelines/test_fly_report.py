@@ -218,6 +218,7 @@ def test_loosened_tokens_are_counted_by_class_and_place(loosened_bench, tokenize
 
 def test_intervals_are_split_off_and_other_cells_are_not():
     assert split_interval("+1.92 [-1.80, 2.05]") == ("+1.92", "[-1.80, 2.05]")
+    assert split_interval("1.2e+06 [978,078, 1.6e+06]") == ("1.2e+06", "[978,078, 1.6e+06]")
     assert split_interval("2,168 [1,682, 2,821]") == ("2,168", "[1,682, 2,821]")
     for cell in ("", "a [b]", "3 of 4 (75 %)", "text 1 [2, 3]"):
         assert split_interval(cell) == (cell, "")
