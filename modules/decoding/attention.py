@@ -91,7 +91,8 @@ def group_queries(model: PreTrainedModel) -> None:
     """Let a model that attends by `sdpa` do so by `grouped_attention`; others stay as they are."""
     if model.config._attn_implementation == "sdpa":
         model.set_attn_implementation(GROUPED)
-        for module in model.modules():
+        modules: list[Any] = list(model.modules())
+        for module in modules:
             if hasattr(module, "kv_index_reader"):
                 module.kv_index_reader = GROUPED
 

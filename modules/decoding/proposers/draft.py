@@ -36,19 +36,40 @@ class InnerLookup:
 
 
 @dataclass
-class DraftModel:
-    """Drafts with a causal language model of the target's tokenizer.
+class ModelDrafter:
+    """What drafters with a causal language model of the target's tokenizer share.
 
     Args:
         runner: the draft model; it may predict some of the tokens only.
         vocabulary: of the target; the draft may be narrower or padded.
+    """
+
+    runner: ModelRunner
+    vocabulary: int
+
+    @property
+    def passes(self) -> int:
+        """Passes of the draft model."""
+        return self.runner.passes
+
+    def start(self, prompt: Sequence[int], ends: frozenset[int]) -> None:
+        """Begin a new text; the prompt is read with the first draft."""
+        self.runner.reset()
+        self._ends = ends
+
+
+@dataclass
+class DraftModel(ModelDrafter):
+    """Drafts a chain.
+
+    Args:
+        runner: as in `ModelDrafter`.
+        vocabulary: as in `ModelDrafter`.
         tokens: tokens drafted per round (K).
         sampling: the draft's law; greedy drafts are points.
         lookup: multi-level acceleration; greedy drafts only.
     """
 
-    runner: ModelRunner
-    vocabulary: int
     tokens: int = 4
     sampling: Sampling = field(default_factory=Sampling)
     lookup: InnerLookup | None = None
@@ -60,15 +81,9 @@ class DraftModel:
             raise ValueError("lookup inside the drafter needs greedy drafts (temperature 0)")
         self._index = NgramIndex(self.lookup.max_ngram if self.lookup else 1)
 
-    @property
-    def passes(self) -> int:
-        """Passes of the draft model."""
-        return self.runner.passes
-
     def start(self, prompt: Sequence[int], ends: frozenset[int]) -> None:
         """Begin a new text; the prompt is read with the first draft."""
-        self.runner.reset()
-        self._ends = ends
+        super().start(prompt, ends)
         self._index = NgramIndex(self.lookup.max_ngram if self.lookup else 1)
 
     def propose(self, ids: Sequence[int], budget: int, generator: torch.Generator) -> Block:

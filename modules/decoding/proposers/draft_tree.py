@@ -10,41 +10,29 @@ from dataclasses import dataclass
 
 import torch
 
+from effllm.modules.decoding.proposers.draft import ModelDrafter
 from effllm.modules.decoding.records import Block
-from effllm.modules.decoding.runner import ModelRunner
 
 
 @dataclass
-class DraftTree:
+class DraftTree(ModelDrafter):
     """Drafts a greedy chain, and beside each of its tokens the next likely ones as leaves.
 
     Exact verification keeps the output the target's own, at any temperature: the candidates do not
     depend on a draw.
 
     Args:
-        runner: the draft model; it may predict some of the tokens only.
-        vocabulary: of the target; the draft may be narrower or padded.
+        runner: as in `ModelDrafter`.
+        vocabulary: as in `ModelDrafter`.
         widths: candidates at each depth; as many passes of the draft model.
     """
 
-    runner: ModelRunner
-    vocabulary: int
     widths: tuple[int, ...] = (3,)
 
     def __post_init__(self) -> None:
         self.widths = tuple(self.widths)
         if not self.widths or min(self.widths) < 1:
             raise ValueError(f"need one width of at least 1 per depth, got {list(self.widths)}")
-
-    @property
-    def passes(self) -> int:
-        """Passes of the draft model."""
-        return self.runner.passes
-
-    def start(self, prompt: Sequence[int], ends: frozenset[int]) -> None:
-        """Begin a new text; the prompt is read with the first draft."""
-        self.runner.reset()
-        self._ends = ends
 
     def propose(self, ids: Sequence[int], budget: int, generator: torch.Generator) -> Block:
         """A tree of at most `budget` levels."""
