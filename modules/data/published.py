@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Published:
+class Published(ABC):
     """Where the rows of a benchmark come from.
 
     Args:
@@ -73,9 +74,9 @@ class Published:
         return DataError(f"{where}, line {number}: expected a JSON object with {self.wanted}")
 
     @property
+    @abstractmethod
     def wanted(self) -> str:
         """The columns that a row must have, in words."""
-        raise NotImplementedError
 
     @property
     def _remedy(self) -> str:

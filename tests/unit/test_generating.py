@@ -136,6 +136,9 @@ def test_samples_are_refused(tokenizer, tiny_llama, tmp_path):
         )
 
 
+@pytest.mark.skipif(
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this CPU has no bfloat16 kernels"
+)
 def test_packed_models_decode_tasks_too(tokenizer, tiny_llama, tmp_path):
     """The harness ties weights when it is given a model; packing must survive that."""
     from effllm.modules.decoding.packed import pack_linears
@@ -143,8 +146,7 @@ def test_packed_models_decode_tasks_too(tokenizer, tiny_llama, tmp_path):
     model = tiny_llama.to(torch.bfloat16)
     asked = requests(CONTEXTS)
     expected = adapter(model, tokenizer, tmp_path / "a").generate_until(asked)
-    if not pack_linears(model):
-        pytest.skip("no packed kernels on this machine")
+    assert pack_linears(model) > 0
     assert adapter(model, tokenizer, tmp_path / "b").generate_until(asked) == expected
 
 
