@@ -39,7 +39,7 @@ def generate_command(arguments: Sequence[str]) -> int:
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
-    from effllm.modules.decoding.packed import pack_linears
+    from effllm.modules.decoding.fast_path import speed_up
 
     settings: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     device = settings["trainer"]["device"]
@@ -49,8 +49,12 @@ def generate_command(arguments: Sequence[str]) -> int:
     checkpoint = imported(settings["model"], store)
     model = checkpoint.load_model(settings["dtype"], device)
     tokenizer = checkpoint.load_tokenizer()
-    pack_linears(model)
+    path = speed_up(model)
+    if path.reason:
+        print(f"[{path.kind} passes, not compiled: {path.reason}]", file=sys.stderr)
     draft = load_draft(settings["draft"], settings["dtype"], device, model, store)
+    if draft is not None:
+        speed_up(draft)
     session = join_session(
         instantiate(config.decoder.proposer, _convert_="all"),
         instantiate(config.decoder.verifier, _convert_="all"),

@@ -39,14 +39,29 @@ class SlotLayer(CacheLayerMixin):
             self.lazy_initialization(key_states, value_states)
         assert self.keys is not None and self.values is not None
         start, stop = self.length, self.length + key_states.shape[-2]
-        if stop > self.keys.shape[-2]:
-            capacity = max(stop, 2 * self.keys.shape[-2])
-            self.keys = _grown(self.keys, start, capacity)
-            self.values = _grown(self.values, start, capacity)
+        self._make_room(stop)
         self.keys[:, :, start:stop] = key_states
         self.values[:, :, start:stop] = value_states
         self.length = stop
         return self.keys[:, :, :stop], self.values[:, :, :stop]
+
+    def reserve(
+        self, length: int, heads: int, size: int, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """Make room for `length` positions on the CPU; both buffers, for a writer of their own."""
+        if not self.is_initialized:
+            like = torch.empty(1, heads, 0, size, dtype=dtype)
+            self.lazy_initialization(like, like)
+        self._make_room(length)
+        assert self.keys is not None and self.values is not None
+        return self.keys, self.values
+
+    def _make_room(self, length: int) -> None:
+        assert self.keys is not None and self.values is not None
+        if length > self.keys.shape[-2]:
+            capacity = max(length, 2 * self.keys.shape[-2])
+            self.keys = _grown(self.keys, self.length, capacity)
+            self.values = _grown(self.values, self.length, capacity)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Length and offset of the keys that a mask must cover."""

@@ -1,7 +1,8 @@
 """A model with its cache: feed tokens, get logits, take tokens back.
 
 The runner knows which token ids its cache covers, so it can be brought to any other sequence with
-the fewest passes (`sync`). Chains and trees go through the same call. Batch size is one.
+the fewest passes (`sync`). Chains and trees go through the same call. A model that
+`fast_path.speed_up` made ready is run by compiled code. Batch size is one.
 """
 
 from collections.abc import Sequence
@@ -13,14 +14,19 @@ from transformers import PreTrainedModel
 
 from effllm.modules.decoding.attention import group_queries
 from effllm.modules.decoding.cache import SlotCache
+from effllm.modules.decoding.fast_path import compiled_steps
+from effllm.modules.decoding.native_step import NativeSteps
 from effllm.modules.errors import UnsupportedModelError
+
+_CHAIN = torch.ones(64, 64, dtype=torch.bool).tril()  # which of a chain's tokens sees which
 
 
 class ModelRunner:
     """Runs one causal language model at batch size one.
 
     Args:
-        model: put into eval mode; attends by `attention.py` where it attended by sdpa.
+        model: put into eval mode; attends by `attention.py` where it attended by sdpa. Runs as
+            `fast_path.speed_up` made it ready, if it did.
 
     Attributes:
         ids: token ids that the cache covers.
@@ -36,6 +42,7 @@ class ModelRunner:
         refuse_unsupported(model)
         self.model = model.eval()
         group_queries(self.model)
+        self.steps = compiled_steps(model)
         head: Any = model.get_output_embeddings()
         self.token_ids: Tensor | None = getattr(head, "token_ids", None)
         known: Any = head if self.token_ids is None else model.get_input_embeddings()
@@ -77,16 +84,50 @@ class ModelRunner:
         """
         if not tokens:
             raise ValueError("nothing to feed")
+        start, count = len(self.ids), len(tokens)
+        if parents is not None and self.window is not None and start + count > self.window:
+            raise ValueError(
+                f"a tree needs {start + count} positions, the model's window has {self.window}"
+            )
+        if self.steps is None:
+            logits = self._pass(tokens, rows or count, parents)
+        elif parents is None:
+            logits = self._compiled_passes(self.steps, tokens, rows or count)
+        else:
+            depths, seen = tree_layout(parents)
+            logits = self.steps.advance(
+                tokens, self.cache, start, rows=rows or count, depths=depths, seen=seen
+            )
+        self.ids += tokens
+        self.passes += 1
+        return logits
+
+    def _compiled_passes(self, steps: NativeSteps, tokens: Sequence[int], rows: int) -> Tensor:
+        """A chain, a few tokens at a time: what is between two layers stays in the processor."""
+        found = []
+        for first in range(0, len(tokens), _CHAIN.shape[0]):
+            part = tokens[first : first + _CHAIN.shape[0]]
+            here = range(first, first + len(part))
+            wanted = sum(place >= len(tokens) - rows for place in here)
+            found.append(
+                steps.advance(
+                    part,
+                    self.cache,
+                    len(self.ids) + first,
+                    rows=wanted,
+                    depths=torch.arange(len(part)),
+                    seen=_CHAIN[: len(part), : len(part)].contiguous(),
+                )
+            )
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+    def _pass(self, tokens: Sequence[int], rows: int, parents: Sequence[int] | None) -> Tensor:
+        """A pass of the model itself."""
         device = self.model.device
         start, count = len(self.ids), len(tokens)
         extra: dict[str, Any] = {}
-        if parents is None:
-            positions = torch.arange(start, start + count)
-        else:
-            if self.window is not None and start + count > self.window:
-                raise ValueError(
-                    f"a tree needs {start + count} positions, the model's window has {self.window}"
-                )
+        positions = torch.arange(start, start + count)
+        if parents is not None:
             depths, seen = tree_layout(parents)
             positions = start + depths
             mask = torch.zeros(count, start + count, dtype=self.model.dtype)
@@ -97,11 +138,9 @@ class ModelRunner:
             position_ids=positions[None].to(device),
             past_key_values=self.cache,
             use_cache=True,
-            logits_to_keep=count if rows is None else rows,
+            logits_to_keep=rows,
             **extra,
         )
-        self.ids += tokens
-        self.passes += 1
         logits: Tensor = output.logits[0]
         return logits.float()
 

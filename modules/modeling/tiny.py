@@ -100,11 +100,19 @@ def tiny_config(family: str) -> PretrainedConfig:
     raise ValueError(f"unknown family {family!r}")
 
 
-def tiny_model(family: str = "llama", seed: int = 0) -> PreTrainedModel:
-    """A random float32 model of `tiny_config(family)`, the same for the same seed."""
+def tiny_model(family: str = "llama", seed: int = 0, **changes: Any) -> PreTrainedModel:
+    """A random float32 model of `tiny_config(family)`, the same for the same seed.
+
+    Args:
+        family: as in `tiny_config`.
+        seed: of the weights.
+        **changes: of the configuration.
+    """
+    config = tiny_config(family)
+    config.update(changes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(tiny_config(family), dtype=torch.float32)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         # Larger than the default initialisation, so that attention and MLP matter to the output.
         for value in model.parameters():
             if value.dim() >= 2:

@@ -77,8 +77,10 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=100, help="in all, over four kinds")
     parser.add_argument("--tokens", type=int, default=64, help="budget per prompt")
     parser.add_argument("--outputs", default="outputs")
+    parser.add_argument("--eager", dest="fast", action="store_false", help="without compiled steps")
     options = parser.parse_args()
 
+    from effllm.modules.decoding.fast_path import speed_up
     from effllm.modules.decoding.library import generate
     from effllm.modules.decoding.runner import ModelRunner
     from effllm.modules.decoding.session import Session
@@ -89,6 +91,7 @@ def main() -> None:
     stock, model = checkpoint.load_model("float32"), checkpoint.load_model("float32")
     tokenizer = checkpoint.load_tokenizer()
     ends = end_tokens(model, tokenizer)
+    print(f"passes: {speed_up(model) if options.fast else 'eager'}")
     runner = ModelRunner(model)
     same: Counter[str] = Counter()
     ties: Counter[str] = Counter()
@@ -134,6 +137,7 @@ def _arms(
     model: PreTrainedModel, prompt: list[int], expected: list[int], drafted: int
 ) -> dict[str, Any]:
     from effllm.modules.decoding.early_exit import first_layers
+    from effllm.modules.decoding.fast_path import compiled_steps, speed_up
     from effllm.modules.decoding.proposers.base import Nothing
     from effllm.modules.decoding.proposers.draft import DraftModel, InnerLookup
     from effllm.modules.decoding.proposers.lookup import PromptLookup
@@ -141,6 +145,8 @@ def _arms(
 
     vocabulary = int(model.config.vocab_size)
     early = first_layers(model, 2)
+    if compiled_steps(model) is not None:
+        speed_up(early)
     return {
         "plain": Nothing(),
         "lookup": PromptLookup(tokens=drafted),

@@ -17,6 +17,7 @@ from effllm.pipelines.stage import StageContext
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from effllm.modules.decoding.fast_path import FastPath
     from effllm.modules.decoding.session import Session
     from effllm.modules.decoding.verifiers.chain import Verifier
 
@@ -30,25 +31,25 @@ class DecodingModels:
         target: the model whose text is wanted.
         tokenizer: its tokenizer.
         drafts: draft models, in the order of the stage's input.
-        packed: linear layers whose weights were packed.
+        fast_paths: how the models are run, the target first; none if they run as they are.
     """
 
     checkpoint: Checkpoint
     target: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     drafts: list[PreTrainedModel]
-    packed: int
+    fast_paths: list[FastPath]
 
     @classmethod
-    def load(cls, ctx: StageContext, dtype: str, *, packed: bool) -> DecodingModels:
-        """Read the inputs; `packed` packs their weights for the CPU."""
-        from effllm.modules.decoding.packed import pack_linears
+    def load(cls, ctx: StageContext, dtype: str, *, fast: bool) -> DecodingModels:
+        """Read the inputs; `fast` takes the fastest path of this machine."""
+        from effllm.modules.decoding.fast_path import speed_up
 
         checkpoint = ctx.input("model", Checkpoint)
         target = checkpoint.load_model(dtype, ctx.device, ctx.device_map)
         drafts = [one.load_draft(dtype, ctx.device) for one in ctx.input_list("drafts", Checkpoint)]
-        layers = sum(pack_linears(one) for one in (target, *drafts)) if packed else 0
-        return cls(checkpoint, target, checkpoint.load_tokenizer(), drafts, layers)
+        paths = [speed_up(one) for one in (target, *drafts)] if fast else []
+        return cls(checkpoint, target, checkpoint.load_tokenizer(), drafts, paths)
 
     def draft(self, arm: dict[str, Any]) -> PreTrainedModel | None:
         """The draft model that an arm names, or None."""
@@ -57,9 +58,20 @@ class DecodingModels:
             return None
         if wanted["kind"] == "first_layers":
             from effllm.modules.decoding.early_exit import first_layers
+            from effllm.modules.decoding.fast_path import speed_up
 
-            return first_layers(self.target, int(wanted["layers"]))
+            shallow = first_layers(self.target, int(wanted["layers"]))
+            if self.fast_paths:
+                speed_up(shallow)
+            return shallow
         return self.drafts[int(wanted["index"])]
+
+    def path_metrics(self) -> dict[str, float | str]:
+        """How the target is run, and the seconds of making all models ready."""
+        if not self.fast_paths:
+            return {"fast_path": "not wanted", "fast_path_seconds": 0.0}
+        seconds = sum(one.seconds for one in self.fast_paths)
+        return {"fast_path": str(self.fast_paths[0]), "fast_path_seconds": seconds}
 
     def session(
         self, arm: dict[str, Any], *, verifier: Verifier | None = None, text: bool = False

@@ -26,7 +26,7 @@ class DecodeBench(Stage):
         arms: name -> arm; `plain` is what speeds are compared with.
         max_new_tokens: budget per prompt.
         dtype: of all models.
-        packed: pack the weights of our arms' models for the CPU; transformers' arms never are.
+        fast: take the fastest path of this machine for our arms; transformers' arms never do.
         seed: of all draws.
     """
 
@@ -41,7 +41,7 @@ class DecodeBench(Stage):
     arms: dict[str, Any]
     max_new_tokens: int
     dtype: str
-    packed: bool
+    fast: bool
     seed: int
 
     def __post_init__(self) -> None:
@@ -50,9 +50,9 @@ class DecodeBench(Stage):
 
     def run(self, ctx: StageContext) -> Metrics:
         """`predictions.jsonl`: one row per prompt and arm; `arms.json`: what each arm is."""
-        models = DecodingModels.load(ctx, self.dtype, packed=self.packed)
+        models = DecodingModels.load(ctx, self.dtype, fast=self.fast)
         checkpoint, tokenizer = models.checkpoint, models.tokenizer
-        # transformers' own decoding runs the model as it is, with weights that are not packed.
+        # transformers' own decoding runs the model as it is.
         target = checkpoint.load_model(self.dtype, ctx.device, ctx.device_map)
         stock = dataclasses.replace(models, target=target)
         arms = {
@@ -88,7 +88,7 @@ class DecodeBench(Stage):
             speeds[f"{name}/tokens_per_second"] = sum(row["tokens"] for row in mine) / sum(
                 row["seconds"] for row in mine
             )
-        return {**speeds, "prompts": len(prompts), "packed_layers": models.packed}
+        return {**speeds, "prompts": len(prompts), **models.path_metrics()}
 
 
 class _Arm:

@@ -25,7 +25,7 @@ class DecodeCalibrate(Stage):
         context: cached tokens in front of the timed passes.
         repeats: timed passes of each width.
         dtype: of all models.
-        packed: pack the weights for the CPU.
+        fast: take the fastest path of this machine.
         seed: of all draws.
     """
 
@@ -41,7 +41,7 @@ class DecodeCalibrate(Stage):
     context: int
     repeats: int
     dtype: str
-    packed: bool
+    fast: bool
     seed: int
 
     def run(self, ctx: StageContext) -> Metrics:
@@ -49,7 +49,7 @@ class DecodeCalibrate(Stage):
         from effllm.modules.decoding.costs import bytes_per_pass, read_bandwidth
         from effllm.modules.decoding.runner import ModelRunner
 
-        models = DecodingModels.load(ctx, self.dtype, packed=self.packed)
+        models = DecodingModels.load(ctx, self.dtype, fast=self.fast)
         prompts = [
             models.encode(one.text, chat=one.chat)
             for one in ctx.input("prompts", Prompts).prompts()
@@ -93,7 +93,7 @@ class DecodeCalibrate(Stage):
         return {
             "seconds_per_pass": single,
             "share_of_limit": figures["share_of_limit"],
-            "packed_layers": models.packed,
+            **models.path_metrics(),
             **best,
             **speeds,
         }

@@ -20,7 +20,7 @@ class EvaluateGeneration(Stage):
         harness_tasks: names of the harness's tasks (fetched from the hub), besides ours.
         limit: first so many items of each task; null takes all.
         dtype: of all models.
-        packed: pack the weights for the CPU.
+        fast: take the fastest path of this machine.
         max_length: longest prompt plus continuation, in tokens.
     """
 
@@ -35,7 +35,7 @@ class EvaluateGeneration(Stage):
     harness_tasks: list[str]
     limit: int | None
     dtype: str
-    packed: bool
+    fast: bool
     max_length: int
 
     def run(self, ctx: StageContext) -> Metrics:
@@ -44,7 +44,7 @@ class EvaluateGeneration(Stage):
         from effllm.modules.evaluation.harness import quieten_harness, run_tasks
 
         tasks = ctx.input("tasks", Tasks)
-        models = DecodingModels.load(ctx, self.dtype, packed=self.packed)
+        models = DecodingModels.load(ctx, self.dtype, fast=self.fast)
         session = models.session(self.decoder, text=True)
         quieten_harness()
         adapter = DecodingLM(

@@ -22,7 +22,7 @@ class MeasureSpeed(Stage):
         new_tokens: decoded behind each.
         repeats: rounds in which every model takes its turn; one more warms up.
         dtype: of all models.
-        packed: pack the weights for the CPU (bfloat16 only), the same for all models.
+        fast: take the fastest path of this machine, the same for all models.
     """
 
     INPUTS: ClassVar = {"dense": Checkpoint, "models": Many(Checkpoint), "windows": Windows}
@@ -32,19 +32,19 @@ class MeasureSpeed(Stage):
     new_tokens: int
     repeats: int
     dtype: str
-    packed: bool
+    fast: bool
 
     def run(self, ctx: StageContext) -> Metrics:
         """`speeds.jsonl`: one row per model and round; `models.json`: their histories."""
-        from effllm.modules.decoding.packed import pack_linears
+        from effllm.modules.decoding.fast_path import speed_up
         from effllm.modules.decoding.runner import ModelRunner
 
         dense = ctx.input("dense", Checkpoint)
         checkpoints = {one.label: one for one in (dense, *ctx.input_list("models", Checkpoint))}
-        runners, packed = {}, 0
+        runners, paths = {}, {}
         for label, one in checkpoints.items():
             model = one.load_model(self.dtype, ctx.device)
-            packed += pack_linears(model) if self.packed else 0
+            paths[label] = str(speed_up(model)) if self.fast else "not wanted"
             runners[label] = ModelRunner(model)
         text = ctx.input("windows", Windows).token_ids().flatten().tolist()
         rows = ctx.load_rows()
@@ -66,7 +66,8 @@ class MeasureSpeed(Stage):
             ctx.workdir / "models.json",
             {"dense": dense.label, "models": {k: v.history for k, v in checkpoints.items()}},
         )
-        return {"models": len(labels), "packed_layers": packed, "rounds": self.repeats}
+        taken = ", ".join(sorted(set(paths.values())))
+        return {"models": len(labels), "fast_paths": taken, "rounds": self.repeats}
 
     def _measure(self, runner: ModelRunner, prompt: list[int]) -> dict[str, Any]:
         """Prefill and greedy decoding of one prompt; a pruned model may do nothing but repeat."""

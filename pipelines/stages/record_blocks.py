@@ -19,7 +19,7 @@ class RecordBlocks(Stage):
             smaller ones can be tried on the same blocks.
         max_new_tokens: budget per prompt.
         dtype: of all models.
-        packed: pack the weights for the CPU.
+        fast: take the fastest path of this machine.
     """
 
     INPUTS: ClassVar = {
@@ -32,13 +32,13 @@ class RecordBlocks(Stage):
     arms: dict[str, Any]
     max_new_tokens: int
     dtype: str
-    packed: bool
+    fast: bool
 
     def run(self, ctx: StageContext) -> Metrics:
         """`blocks.jsonl`: `{arm, id, block}` per position; `arms.json`: what each arm is."""
         from effllm.modules.decoding.recording import Recorder
 
-        models = DecodingModels.load(ctx, self.dtype, packed=self.packed)
+        models = DecodingModels.load(ctx, self.dtype, fast=self.fast)
         protected = frozenset(models.tokenizer.all_special_ids)
         sessions = {
             name: models.session(arm, verifier=Recorder()) for name, arm in self.arms.items()

@@ -9,6 +9,7 @@ import torch
 from transformers import DynamicCache
 
 from effllm.modules.decoding import attention
+from effllm.modules.decoding.fast_path import speed_up
 from effllm.modules.decoding.runner import ModelRunner
 from effllm.modules.errors import ConfigError, UnsupportedModelError
 from effllm.modules.modeling.blocks import decoder_blocks
@@ -101,6 +102,21 @@ def test_our_runner_rolls_back_and_generation_agrees(plan):
     options = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None}
     given = [one.generate(ids, **options) for one in (masked, compact)]
     assert torch.equal(*given)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@torch.no_grad()
+def test_compiled_steps_know_uneven_blocks(family, plan):
+    _, compact = both(family, plan)
+    tokens = list(range(40, 60))
+    expected = ModelRunner(compact).advance(tokens)
+    if speed_up(compact).kind != "compiled":
+        pytest.skip("no compiler")
+    runner = ModelRunner(compact)
+    torch.testing.assert_close(runner.advance(tokens), expected, rtol=1e-5, atol=1e-5)
+    runner.rollback_to(7)
+    torch.testing.assert_close(runner.advance(tokens[7:8]), expected[7:8], rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()

@@ -1,0 +1,517 @@
+// One pass of a Llama-shaped model over a few tokens behind a cache, as one call.
+//
+// A pass over one token reads every weight once and computes next to nothing with it. So the whole
+// pass runs in one parallel region: each thread streams its share of every weight matrix, and the
+// threads meet five times per block. Numbers are rounded to the model's type wherever transformers
+// rounds them; sums are kept in float32.
+//
+// Everything that is multiplied is seen as 32-bit words: one float32, or two neighbouring bfloat16.
+// A weight is packed as [block of 16 rows][word][16 rows], so a vector holds one word of 16 rows and
+// a product needs no sum across lanes. The C types below are mirrored in
+// effllm/modules/decoding/native_step.py.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <omp.h>
+#include <vector>
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+constexpr int kLanes = 16;  // numbers of a vector
+constexpr int kTile = 8;    // tokens, or queries, that share a loaded vector
+constexpr int kChunk = 128; // cached tokens between two updates of a softmax
+constexpr float kHidden = -1e30f;
+
+using Floats = float __attribute__((vector_size(64)));
+using Words = uint32_t __attribute__((vector_size(64)));
+using Halves = uint16_t __attribute__((vector_size(32)));
+
+struct BFloat16 {
+  uint16_t bits;
+};
+
+// ---- numbers ------------------------------------------------------------------------------------
+
+template <class To, class From> To as(From value) {
+  static_assert(sizeof(To) == sizeof(From));
+  To result;
+  std::memcpy(&result, &value, sizeof(To));
+  return result;
+}
+
+template <class Vector> Vector load(const void *place) {
+  Vector result;
+  std::memcpy(&result, place, sizeof(Vector));
+  return result;
+}
+
+float widen(float value) { return value; }
+float widen(BFloat16 value) { return as<float>(uint32_t(value.bits) << 16); }
+
+Floats widen16(const float *place) { return load<Floats>(place); }
+Floats widen16(const BFloat16 *place) {
+  return as<Floats>(__builtin_convertvector(load<Halves>(place), Words) << 16);
+}
+
+// Round to nearest, ties to even.
+template <class Bits> Bits rounded_bits(Bits bits) { return bits + 0x7fff + ((bits >> 16) & 1); }
+
+void narrow(float value, float *place) { *place = value; }
+void narrow(float value, BFloat16 *place) {
+  place->bits = uint16_t(rounded_bits(as<uint32_t>(value)) >> 16);
+}
+void narrow(Floats value, float *place) { std::memcpy(place, &value, sizeof value); }
+void narrow(Floats value, BFloat16 *place) {
+  const Halves halves = __builtin_convertvector(rounded_bits(as<Words>(value)) >> 16, Halves);
+  std::memcpy(place, &halves, sizeof halves);
+}
+
+// The value that is left after a store as T.
+template <class T, class Value> Value rounded(Value value) {
+  if constexpr (sizeof(T) == sizeof(float)) return value;
+  using Bits = std::conditional_t<sizeof(Value) == sizeof(float), uint32_t, Words>;
+  return as<Value>(rounded_bits(as<Bits>(value)) & 0xffff0000u);
+}
+
+float sum(Floats values) {
+  float total = 0;
+  for (int lane = 0; lane < kLanes; ++lane) total += values[lane];
+  return total;
+}
+
+// Cephes' expf, correct to 2 ulp.
+Floats exp(Floats x) {
+  x = x < -87.0f ? Floats{} - 87.0f : x;
+  x = x > 88.0f ? Floats{} + 88.0f : x;
+  const Floats shifted = x * 1.44269504f + 12582912.0f; // the last bits hold the rounded integer
+  const Floats whole = shifted - 12582912.0f;
+  const Floats rest = x - whole * 0.693359375f + whole * 2.12194440e-4f;
+  Floats series = Floats{} + 1.9875691500e-4f;
+  for (float factor : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f,
+                       5.0000001201e-1f})
+    series = series * rest + factor;
+  series = series * rest * rest + rest + 1.0f;
+  return as<Floats>(as<Words>(series) + (as<Words>(shifted) << 23));
+}
+
+// sum + weight * input, per lane; the word of the input is the same for all lanes.
+template <class T> Floats accumulate(Floats sum, Words weight, uint32_t input) {
+  if constexpr (sizeof(T) == sizeof(float)) return sum + as<Floats>(weight) * as<float>(input);
+#if defined(__AVX512BF16__)
+  return _mm512_dpbf16_ps(sum, as<__m512bh>(weight), as<__m512bh>(_mm512_set1_epi32(int(input))));
+#else
+  const Floats low = as<Floats>(weight << 16), high = as<Floats>(weight & 0xffff0000u);
+  return sum + low * as<float>(input << 16) + high * as<float>(input & 0xffff0000u);
+#endif
+}
+
+// ---- arguments ----------------------------------------------------------------------------------
+
+struct Product {        // a linear layer
+  const uint32_t *packed;
+  const float *bias;    // null, or one per row
+  int32_t blocks;       // rows / 16
+  int32_t words;        // words of an input
+};
+
+struct Layer {
+  const float *attention_norm, *query_norm, *key_norm, *ffn_norm; // null: no such norm
+  Product qkv;          // query heads, sorted by the key head that they read; key heads; value heads
+  Product output;
+  Product gate_up;      // blocks of gate and up rows in turn
+  Product down;
+  const int32_t *first_reader; // kv_heads + 1 numbers: the query heads of each key head
+  int32_t heads, kv_heads;   // 0: no attention in this block
+  int32_t window;            // a token sees so many tokens with itself; 0: all
+  int32_t unused;
+  void *keys, *values;       // (kv_heads, capacity, head_size)
+  int64_t capacity;
+};
+
+struct Model {
+  const Layer *layers;
+  const void *embedding;     // (V, hidden)
+  const float *norm;
+  const float *cosines, *sines; // (positions, head_size)
+  Product head;
+  int32_t layer_count, hidden, head_size, columns; // columns: rows of the head
+  float epsilon, scale;
+  int32_t threads, unused;
+};
+
+struct Pass {
+  const int64_t *tokens, *positions;
+  const uint8_t *seen;       // (count, count): whether a new token sees another
+  float *logits;             // (rows, columns)
+  int64_t start;             // cached tokens in front
+  int32_t count, rows;       // new tokens; of the last `rows` logits are wanted
+};
+
+struct Range {
+  int64_t begin, end;
+};
+
+Range share(int64_t count, int thread, int threads) {
+  return {count * thread / threads, count * (thread + 1) / threads};
+}
+
+// ---- products -----------------------------------------------------------------------------------
+
+// `sink(block, token, vector)` gets the products of ROWS blocks with TOKENS tokens.
+template <class T, int ROWS, int TOKENS, class Sink>
+void multiply_tile(const Product &product, int block, const uint32_t *input, int first,
+                   const Sink &sink) {
+  const uint32_t *weight = product.packed + int64_t(block) * product.words * kLanes;
+  input += int64_t(first) * product.words;
+  Floats sums[ROWS][TOKENS] = {};
+  for (int word = 0; word < product.words; ++word) {
+    Words rows[ROWS];
+    for (int row = 0; row < ROWS; ++row)
+      rows[row] = load<Words>(weight + (int64_t(row) * product.words + word) * kLanes);
+    for (int token = 0; token < TOKENS; ++token)
+      for (int row = 0; row < ROWS; ++row)
+        sums[row][token] =
+            accumulate<T>(sums[row][token], rows[row], input[int64_t(token) * product.words + word]);
+  }
+  for (int token = 0; token < TOKENS; ++token)
+    for (int row = 0; row < ROWS; ++row) {
+      Floats value = sums[row][token];
+      if (product.bias) value += load<Floats>(product.bias + (block + row) * kLanes);
+      sink(block + row, first + token, value);
+    }
+}
+
+template <class T, int ROWS, int TOKENS = kTile, class Sink>
+void multiply_blocks(const Product &product, int block, const uint32_t *input, int first, int count,
+                     const Sink &sink) {
+  for (; count >= TOKENS; first += TOKENS, count -= TOKENS)
+    multiply_tile<T, ROWS, TOKENS>(product, block, input, first, sink);
+  if constexpr (TOKENS > 1)
+    multiply_blocks<T, ROWS, TOKENS - 1>(product, block, input, first, count, sink);
+}
+
+template <class T, class Sink>
+void multiply(const Product &product, Range blocks, const T *input, int count, const Sink &sink) {
+  const uint32_t *words = reinterpret_cast<const uint32_t *>(input);
+  int64_t block = blocks.begin;
+  if (count <= 4)
+    for (; block + 4 <= blocks.end; block += 4)
+      multiply_blocks<T, 4, 4>(product, block, words, 0, count, sink);
+  for (; block + 2 <= blocks.end; block += 2)
+    multiply_blocks<T, 2>(product, block, words, 0, count, sink);
+  if (block < blocks.end) multiply_blocks<T, 1>(product, block, words, 0, count, sink);
+}
+
+// ---- norm and rotation --------------------------------------------------------------------------
+
+template <class T> void normalise(const T *input, const float *weight, int size, float epsilon, T *out) {
+  Floats squares{};
+  for (int i = 0; i < size; i += kLanes) {
+    const Floats value = widen16(input + i);
+    squares += value * value;
+  }
+  const float factor = 1.0f / std::sqrt(sum(squares) / size + epsilon);
+  for (int i = 0; i < size; i += kLanes)
+    narrow(load<Floats>(weight + i) * rounded<T>(widen16(input + i) * factor), out + i);
+}
+
+template <class T> void rotate(T *head, const float *cosine, const float *sine, int size) {
+  const int half = size / 2;
+  for (int i = 0; i < half; ++i) {
+    const float low = widen(head[i]), high = widen(head[i + half]);
+    narrow(rounded<T>(low * cosine[i]) - rounded<T>(high * sine[i]), head + i);
+    narrow(rounded<T>(high * cosine[i + half]) + rounded<T>(low * sine[i + half]), head + i + half);
+  }
+}
+
+// ---- attention ----------------------------------------------------------------------------------
+
+// Rows become columns.
+void transpose(Words (&rows)[kLanes]) {
+  constexpr Words low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
+  constexpr Words high = {8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  for (int turn = 0; turn < 4; ++turn) {
+    Words mixed[kLanes];
+    for (int i = 0; i < kLanes / 2; ++i) {
+      mixed[2 * i] = __builtin_shuffle(rows[i], rows[i + kLanes / 2], low);
+      mixed[2 * i + 1] = __builtin_shuffle(rows[i], rows[i + kLanes / 2], high);
+    }
+    std::copy(mixed, mixed + kLanes, rows);
+  }
+}
+
+template <int QUERIES = kTile, class Tile>
+void in_tiles(int first, int count, const Tile &tile) {
+  for (; count >= QUERIES; first += QUERIES, count -= QUERIES)
+    tile(first, std::integral_constant<int, QUERIES>());
+  if constexpr (QUERIES > 1) in_tiles<QUERIES - 1>(first, count, tile);
+}
+
+// Softmax sums of some queries over a stretch of cached tokens.
+struct Partial {
+  float *largest, *total, *values; // per query; values: (queries, head_size), not yet divided
+};
+
+// Attention of all queries of one key head over the cached tokens [keys.begin, keys.end).
+template <class T>
+void attend(const Model &model, const Layer &layer, const Pass &pass, int kv, Range keys,
+            const T *queries, int padded, float *scores, Partial found) {
+  const int size = model.head_size, words = size * sizeof(T) / 4;
+  const int padded_words = padded * sizeof(T) / 4;
+  const int first = layer.first_reader[kv];
+  const int rows = (layer.first_reader[kv + 1] - first) * pass.count;
+  const T *head_keys = static_cast<const T *>(layer.keys) + kv * layer.capacity * size;
+  const T *head_values = static_cast<const T *>(layer.values) + kv * layer.capacity * size;
+  const auto *query_words = reinterpret_cast<const uint32_t *>(queries) +
+                            int64_t(first) * pass.count * padded_words;
+  std::fill(found.largest, found.largest + rows, kHidden);
+  std::fill(found.total, found.total + rows, 0.0f);
+  std::fill(found.values, found.values + int64_t(rows) * size, 0.0f);
+
+  for (int64_t chunk = keys.begin; chunk < keys.end; chunk += kChunk) {
+    const int count = int(std::min<int64_t>(kChunk, keys.end - chunk));
+    for (int block = 0; block < count; block += kLanes) {
+      Floats sums[kChunk]; // of up to kChunk queries at a time
+      for (int part = 0; part < rows; part += kChunk) {
+        const int queried = std::min(kChunk, rows - part);
+        std::fill(sums, sums + queried, Floats{});
+        for (int word = 0; word < padded_words; word += kLanes) {
+          Words columns[kLanes] = {};
+          const int width = std::min(kLanes, words - word);
+          for (int key = 0; key < std::min(kLanes, count - block); ++key) {
+            const T *place = head_keys + (chunk + block + key) * size;
+            const uint32_t *from = reinterpret_cast<const uint32_t *>(place) + word;
+            if (width == kLanes) columns[key] = load<Words>(from);
+            else std::memcpy(&columns[key], from, width * sizeof(uint32_t));
+          }
+          transpose(columns);
+          in_tiles(0, queried, [&](int row, auto queries_of_tile) {
+            constexpr int QUERIES = decltype(queries_of_tile)::value;
+            Floats tile[QUERIES];
+            std::copy(sums + row, sums + row + QUERIES, tile);
+            const uint32_t *from = query_words + int64_t(part + row) * padded_words + word;
+            for (int i = 0; i < kLanes; ++i)
+              for (int q = 0; q < QUERIES; ++q)
+                tile[q] = accumulate<T>(tile[q], columns[i], from[int64_t(q) * padded_words + i]);
+            std::copy(tile, tile + QUERIES, sums + row);
+          });
+        }
+        for (int row = 0; row < queried; ++row)
+          narrow(sums[row] * model.scale, scores + int64_t(part + row) * kChunk + block);
+      }
+    }
+    const int ends = (count + kLanes - 1) / kLanes * kLanes;
+    for (int row = 0; row < rows; ++row) {
+      float *line = scores + int64_t(row) * kChunk;
+      const int token = row % pass.count;
+      const uint8_t *seen = pass.seen + int64_t(token) * pass.count;
+      for (int key = std::max<int64_t>(0, pass.start - chunk); key < count; ++key)
+        if (!seen[chunk + key - pass.start]) line[key] = kHidden;
+      if (layer.window) {
+        const int64_t oldest = pass.positions[token] - layer.window + 1;
+        for (int key = 0; key < std::min<int64_t>(count, oldest - chunk); ++key) line[key] = kHidden;
+      }
+      std::fill(line + count, line + ends, kHidden);
+      Floats most = Floats{} + kHidden;
+      for (int i = 0; i < ends; i += kLanes) {
+        const Floats value = load<Floats>(line + i);
+        most = value > most ? value : most;
+      }
+      // Where a row sees nothing yet, hidden places weigh exp(0); they shrink to nothing later.
+      float largest = found.largest[row];
+      for (int lane = 0; lane < kLanes; ++lane) largest = std::max(largest, float(most[lane]));
+      const float shrink = std::exp(found.largest[row] - largest);
+      Floats total{};
+      for (int i = 0; i < ends; i += kLanes) {
+        const Floats weight = exp(load<Floats>(line + i) - largest);
+        narrow(weight, line + i);
+        total += weight;
+      }
+      found.largest[row] = largest;
+      found.total[row] = found.total[row] * shrink + sum(total);
+      if (shrink != 1.0f)
+        for (int i = 0; i < size; ++i) found.values[int64_t(row) * size + i] *= shrink;
+    }
+    for (int slice = 0; slice < size; slice += kLanes)
+      in_tiles(0, rows, [&](int row, auto queries_of_tile) {
+        constexpr int QUERIES = decltype(queries_of_tile)::value;
+        Floats tile[QUERIES];
+        float *to = found.values + int64_t(row) * size + slice;
+        const float *line = scores + int64_t(row) * kChunk;
+        for (int q = 0; q < QUERIES; ++q) tile[q] = load<Floats>(to + int64_t(q) * size);
+        for (int key = 0; key < count; ++key) {
+          const Floats value = widen16(head_values + (chunk + key) * size + slice);
+          for (int q = 0; q < QUERIES; ++q) tile[q] += value * line[int64_t(q) * kChunk + key];
+        }
+        for (int q = 0; q < QUERIES; ++q) narrow(tile[q], to + int64_t(q) * size);
+      });
+  }
+}
+
+// ---- the pass -----------------------------------------------------------------------------------
+
+template <class T> std::unique_ptr<T[]> buffer(int64_t count) {
+  return std::unique_ptr<T[]>(new T[count]);
+}
+
+template <class T> void run(const Model &model, const Pass &pass) {
+  const int count = pass.count, hidden = model.hidden, size = model.head_size;
+  const int per_word = 4 / sizeof(T);
+  const int padded = (size / per_word + kLanes - 1) / kLanes * kLanes * per_word;
+  const int64_t length = pass.start + count, key_blocks = (length + kLanes - 1) / kLanes;
+  int most_heads = 0, most_kv = 0, most_group = 0, most_neurons = 0;
+  for (int i = 0; i < model.layer_count; ++i) {
+    const Layer &layer = model.layers[i];
+    most_heads = std::max(most_heads, layer.heads);
+    most_kv = std::max(most_kv, layer.kv_heads);
+    for (int kv = 0; kv < layer.kv_heads; ++kv)
+      most_group = std::max(most_group, layer.first_reader[kv + 1] - layer.first_reader[kv]);
+    most_neurons = std::max(most_neurons, layer.gate_up.blocks / 2 * kLanes);
+  }
+  const int64_t queries_per_kv = int64_t(most_group) * count;
+  const int64_t partial_size = queries_per_kv * (size + 2);
+  auto stream = buffer<T>(int64_t(count) * hidden);
+  auto queries = buffer<T>(int64_t(most_heads) * count * padded);
+  auto neurons = buffer<T>(int64_t(count) * most_neurons);
+  auto partials = buffer<float>(model.threads * most_kv * partial_size);
+  std::memset(static_cast<void *>(queries.get()), 0, sizeof(T) * most_heads * count * padded);
+  const T *embedding = static_cast<const T *>(model.embedding);
+  for (int token = 0; token < count; ++token)
+    std::copy_n(embedding + pass.tokens[token] * hidden, hidden, stream.get() + token * hidden);
+
+#pragma omp parallel num_threads(model.threads)
+  {
+    const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
+    auto normed = buffer<T>(int64_t(count) * hidden);
+    auto attended = buffer<T>(int64_t(count) * most_heads * size);
+    auto head = buffer<T>(int64_t(count) * size);
+    auto gates = buffer<float>(int64_t(count) * kLanes);
+    auto scores = buffer<float>(queries_per_kv * kChunk);
+    const auto normalise_all = [&](const float *weight) {
+      for (int token = 0; token < count; ++token)
+        normalise(stream.get() + token * hidden, weight, hidden, model.epsilon,
+                  normed.get() + token * hidden);
+    };
+    const auto add_to_stream = [&](int block, int token, Floats value) {
+      T *place = stream.get() + int64_t(token) * hidden + block * kLanes;
+      narrow(widen16(place) + rounded<T>(value), place);
+    };
+    const auto partial = [&](int of_thread, int kv) {
+      float *place = partials.get() + (int64_t(of_thread) * most_kv + kv) * partial_size;
+      return Partial{place, place + queries_per_kv, place + 2 * queries_per_kv};
+    };
+    // Which blocks of cached tokens of a key head are a thread's.
+    const auto key_share = [&](const Layer &layer, int of_thread, int kv) {
+      const Range all = share(layer.kv_heads * key_blocks, of_thread, threads);
+      const int64_t begin = std::max(all.begin - kv * key_blocks, int64_t(0)) * kLanes;
+      const int64_t end = std::min(all.end - kv * key_blocks, key_blocks) * kLanes;
+      return Range{begin, std::min(end, length)};
+    };
+
+    for (int index = 0; index < model.layer_count; ++index) {
+      const Layer &layer = model.layers[index];
+      if (layer.heads) {
+        normalise_all(layer.attention_norm);
+        const int head_blocks = size / kLanes, all = layer.heads + 2 * layer.kv_heads;
+        const Range mine = share(all, thread, threads);
+        for (int64_t one = mine.begin; one < mine.end; ++one) {
+          const Range blocks{one * head_blocks, (one + 1) * head_blocks};
+          multiply<T>(layer.qkv, blocks, normed.get(), count, [&](int block, int token, Floats v) {
+            narrow(v, head.get() + token * size + (block - blocks.begin) * kLanes);
+          });
+          const int64_t kv = one - layer.heads; // below 0: a query head
+          for (int token = 0; token < count; ++token) {
+            T *from = head.get() + token * size;
+            const float *norm = kv < 0 ? layer.query_norm : layer.key_norm;
+            if (kv < layer.kv_heads) {
+              if (norm) normalise(from, norm, size, model.epsilon, from);
+              const int64_t row = pass.positions[token] * size;
+              rotate(from, model.cosines + row, model.sines + row, size);
+            }
+            const int64_t slot = pass.start + token;
+            T *keys = static_cast<T *>(layer.keys), *values = static_cast<T *>(layer.values);
+            T *to = kv < 0 ? queries.get() + (one * count + token) * padded
+                    : kv < layer.kv_heads
+                        ? keys + (kv * layer.capacity + slot) * size
+                        : values + ((kv - layer.kv_heads) * layer.capacity + slot) * size;
+            std::copy_n(from, size, to);
+          }
+        }
+#pragma omp barrier
+        for (int kv = 0; kv < layer.kv_heads; ++kv) {
+          const Range keys = key_share(layer, thread, kv);
+          if (keys.begin < keys.end)
+            attend(model, layer, pass, kv, keys, queries.get(), padded, scores.get(),
+                   partial(thread, kv));
+        }
+#pragma omp barrier
+        for (int kv = 0; kv < layer.kv_heads; ++kv)
+          for (int query = layer.first_reader[kv]; query < layer.first_reader[kv + 1]; ++query)
+            for (int token = 0; token < count; ++token) {
+              const int64_t row = int64_t(query - layer.first_reader[kv]) * count + token;
+              float largest = kHidden, total = 0;
+              for (int other = 0; other < threads; ++other) {
+                const Range keys = key_share(layer, other, kv);
+                if (keys.begin < keys.end)
+                  largest = std::max(largest, partial(other, kv).largest[row]);
+              }
+              std::vector<float> mixed(size, 0.0f);
+              for (int other = 0; other < threads; ++other) {
+                const Range keys = key_share(layer, other, kv);
+                if (keys.begin >= keys.end) continue;
+                const Partial part = partial(other, kv);
+                const float weight = std::exp(part.largest[row] - largest);
+                total += weight * part.total[row];
+                for (int i = 0; i < size; ++i) mixed[i] += weight * part.values[row * size + i];
+              }
+              T *to = attended.get() + (int64_t(token) * layer.heads + query) * size;
+              for (int i = 0; i < size; ++i) narrow(mixed[i] / total, to + i);
+            }
+        multiply<T>(layer.output, share(layer.output.blocks, thread, threads), attended.get(), count,
+                    add_to_stream);
+#pragma omp barrier
+      }
+      if (layer.gate_up.blocks) {
+        normalise_all(layer.ffn_norm);
+        const int wide = layer.gate_up.blocks / 2 * kLanes;
+        Range mine = share(layer.gate_up.blocks / 2, thread, threads);
+        mine = {2 * mine.begin, 2 * mine.end};
+        // A gate's block comes before its up block, token by token.
+        multiply<T>(layer.gate_up, mine, normed.get(), count, [&](int block, int token, Floats v) {
+          float *gate = gates.get() + token * kLanes;
+          v = rounded<T>(v);
+          if (block % 2 == 0) {
+            narrow(rounded<T>(v / (1.0f + exp(-v))), gate);
+            return;
+          }
+          narrow(load<Floats>(gate) * v, neurons.get() + int64_t(token) * wide + block / 2 * kLanes);
+        });
+#pragma omp barrier
+        multiply<T>(layer.down, share(layer.down.blocks, thread, threads), neurons.get(), count,
+                    add_to_stream);
+#pragma omp barrier
+      }
+    }
+    normalise_all(model.norm);
+    const int skipped = count - pass.rows;
+    multiply<T>(model.head, share(model.head.blocks, thread, threads),
+                normed.get() + int64_t(skipped) * hidden, pass.rows,
+                [&](int block, int token, Floats value) {
+                  float *to = pass.logits + int64_t(token) * model.columns + block * kLanes;
+                  value = rounded<T>(value);
+                  const int wanted = std::min(kLanes, model.columns - block * kLanes);
+                  std::memcpy(to, &value, wanted * sizeof(float));
+                });
+  }
+}
+
+} // namespace
+
+extern "C" void step_float32(const Model *model, const Pass *pass) { run<float>(*model, *pass); }
+extern "C" void step_bfloat16(const Model *model, const Pass *pass) { run<BFloat16>(*model, *pass); }
