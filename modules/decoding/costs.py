@@ -21,7 +21,7 @@ def pass_seconds(
 
     Args:
         runner: the model; what it had cached is lost.
-        widths: token counts n.
+        widths: token counts n; 0 is no pass, but a mere reading of as many bytes as a pass reads.
         context: cached tokens in front.
         repeats: passes of each width; one more of each warms up.
 
@@ -31,27 +31,22 @@ def pass_seconds(
     runner.reset()
     runner.advance([token % runner.vocabulary for token in range(1, context + 1)], rows=1)
     found: dict[int, list[float]] = {width: [] for width in widths}
+    unread = torch.ones(
+        bytes_per_pass(runner) // 4 if 0 in widths else 0, device=runner.model.device
+    )
     for turn in range(repeats + 1):
         for width in widths:
             started = _now(runner)
-            runner.advance([1 + n % (runner.vocabulary - 1) for n in range(width)])
+            if width:
+                runner.advance([1 + n % (runner.vocabulary - 1) for n in range(width)])
+            else:
+                unread.sum().item()
             seconds = _now(runner) - started
             runner.rollback_to(context)
             if turn:
                 found[width].append(seconds)
     runner.reset()
     return found
-
-
-def read_bandwidth(device: str, *, megabytes: int = 512, repeats: int = 10) -> float:
-    """Bytes per second that this device reads from memory, the best of some sums."""
-    buffer = torch.ones(megabytes * 2**20 // 4, device=device)
-    best = float("inf")
-    for _ in range(repeats):
-        started = time.perf_counter()
-        buffer.sum().item()
-        best = min(best, time.perf_counter() - started)
-    return buffer.numel() * buffer.element_size() / best
 
 
 def bytes_per_pass(runner: ModelRunner) -> int:

@@ -134,7 +134,7 @@ class NativeSteps:
         start: int,
         *,
         rows: int,
-        depths: Tensor,
+        depths: Sequence[int],
         seen: Tensor,
     ) -> Tensor:
         """One pass; the states of the new tokens are appended to the cache.
@@ -144,7 +144,7 @@ class NativeSteps:
             cache: covers `start` tokens.
             start: cached tokens.
             rows: logits wanted, counted from the last token.
-            depths: (n,) position of each token, counted from `start`.
+            depths: position of each token, counted from `start`.
             seen: (n, n) bool, whether a new token sees another; contiguous.
 
         Returns:
@@ -153,11 +153,11 @@ class NativeSteps:
         count = len(tokens)
         self._grow_tables(start + count)
         self._point_at(cache, start + count)
-        ids, positions = torch.tensor(tokens), depths + start
+        ids, positions = (c_int64 * count)(*tokens), (c_int64 * count)(*(start + x for x in depths))
         logits = torch.empty(rows, self._arguments.columns)
         work = _Pass(
-            tokens=ids.data_ptr(),
-            positions=positions.data_ptr(),
+            tokens=ctypes.addressof(ids),
+            positions=ctypes.addressof(positions),
             seen=seen.data_ptr(),
             logits=logits.data_ptr(),
             start=start,

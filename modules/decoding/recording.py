@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from effllm.modules.decoding.records import Block, Decision
-from effllm.modules.decoding.sampling import Sampling
+from effllm.modules.decoding.sampling import Sampling, best_tokens
 from effllm.modules.decoding.verifiers.chain import ChainTest
 from effllm.modules.decoding.verifiers.fly import gate_measure
 
@@ -91,7 +91,7 @@ class Recorder:
         """Record K tokens judged by (K + 1, V) float32 logits; keep the target's next token."""
         test = ChainTest(block, logits, self.sampling, generator)
         self.blocks.append(self._record(test))
-        return Decision([], int(logits[0].argmax()))
+        return Decision([], best_tokens(logits)[0])
 
     def _record(self, test: ChainTest) -> RecordedBlock:
         tokens = test.block.tokens

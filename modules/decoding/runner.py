@@ -6,6 +6,7 @@ the fewest passes (`sync`). Chains and trees go through the same call. A model t
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -16,9 +17,10 @@ from effllm.modules.decoding.attention import group_queries
 from effllm.modules.decoding.cache import SlotCache
 from effllm.modules.decoding.fast_path import compiled_steps
 from effllm.modules.decoding.native_step import NativeSteps
+from effllm.modules.decoding.sampling import best_tokens
 from effllm.modules.errors import UnsupportedModelError
 
-_CHAIN = torch.ones(64, 64, dtype=torch.bool).tril()  # which of a chain's tokens sees which
+_STRETCH = 64  # tokens of a prompt in one compiled pass
 
 
 class ModelRunner:
@@ -105,8 +107,8 @@ class ModelRunner:
     def _compiled_passes(self, steps: NativeSteps, tokens: Sequence[int], rows: int) -> Tensor:
         """A chain, a few tokens at a time: what is between two layers stays in the processor."""
         found = []
-        for first in range(0, len(tokens), _CHAIN.shape[0]):
-            part = tokens[first : first + _CHAIN.shape[0]]
+        for first in range(0, len(tokens), _STRETCH):
+            part = tokens[first : first + _STRETCH]
             here = range(first, first + len(part))
             wanted = sum(place >= len(tokens) - rows for place in here)
             found.append(
@@ -115,8 +117,8 @@ class ModelRunner:
                     self.cache,
                     len(self.ids) + first,
                     rows=wanted,
-                    depths=torch.arange(len(part)),
-                    seen=_CHAIN[: len(part), : len(part)].contiguous(),
+                    depths=range(len(part)),
+                    seen=_chain(len(part)),
                 )
             )
         return found[0] if len(found) == 1 else torch.cat(found)
@@ -129,7 +131,7 @@ class ModelRunner:
         positions = torch.arange(start, start + count)
         if parents is not None:
             depths, seen = tree_layout(parents)
-            positions = start + depths
+            positions = start + torch.tensor(depths)
             mask = torch.zeros(count, start + count, dtype=self.model.dtype)
             mask[:, start:].masked_fill_(~seen, torch.finfo(self.model.dtype).min)
             extra["attention_mask"] = mask[None, None].to(device)  # (1, 1, n, start + n)
@@ -194,34 +196,44 @@ class ModelRunner:
         """
         if self.token_ids is None:
             logits = logits[:, :below]
-        columns = logits.topk(min(count, logits.shape[1]), dim=-1).indices
+        if count == 1:
+            columns = torch.tensor(best_tokens(logits), device=logits.device)[:, None]
+        else:
+            columns = logits.topk(min(count, logits.shape[1]), dim=-1).indices
         found: list[list[int]] = (
             columns if self.token_ids is None else self.token_ids[columns]
         ).tolist()
         return found
 
 
-def tree_layout(parents: Sequence[int]) -> tuple[Tensor, Tensor]:
+@lru_cache(maxsize=_STRETCH)
+def _chain(count: int) -> Tensor:
+    """(n, n) bool, which of a chain's tokens sees which."""
+    return torch.ones(count, count, dtype=torch.bool).tril()
+
+
+def tree_layout(parents: Sequence[int]) -> tuple[list[int], Tensor]:
     """Depth of each node, and which nodes each node sees.
 
     Args:
         parents: parent of each node, -1 for none; parents come before children.
 
     Returns:
-        (n,) depths from 0, and (n, n) bool, True = the row's node or one of its ancestors.
+        n depths from 0, and (n, n) bool, True = the row's node or one of its ancestors.
 
     Raises:
         ValueError: if a parent does not come before its child.
     """
     count = len(parents)
-    depths, seen = [0] * count, torch.eye(count, dtype=torch.bool)
+    depths, seen = [0] * count, [[False] * count for _ in parents]
     for node, parent in enumerate(parents):
         if not -1 <= parent < node:
             raise ValueError(f"node {node} has parent {parent}; parents must come first")
         if parent >= 0:
             depths[node] = depths[parent] + 1
-            seen[node] |= seen[parent]
-    return torch.tensor(depths), seen
+            seen[node] = list(seen[parent])
+        seen[node][node] = True
+    return depths, torch.tensor(seen)
 
 
 def refuse_unsupported(model: PreTrainedModel) -> None:

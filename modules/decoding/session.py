@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from effllm.modules.decoding.proposers.base import Proposer
 from effllm.modules.decoding.records import Generation, RoundRecord
 from effllm.modules.decoding.runner import ModelRunner
-from effllm.modules.decoding.sampling import draw
+from effllm.modules.decoding.sampling import best_tokens, draw
 from effllm.modules.decoding.verifiers.chain import Verifier
 from effllm.modules.errors import ConfigError
 
@@ -81,7 +81,7 @@ class Session:
                 self.proposer.start(prompt, self.ends)
                 logits = self.target.sync(prompt)
                 if self.verifier.sampling.greedy:
-                    first = int(logits[0].argmax())
+                    first = best_tokens(logits)[0]
                 else:
                     first = draw(self.verifier.sampling.law(logits)[0], draws[0])
                 prefilled = time.perf_counter()

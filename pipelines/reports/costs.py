@@ -9,6 +9,8 @@ from effllm.pipelines.reports.page import Table
 def pass_table(calibration: Calibration) -> Table:
     """Cost of a pass over n tokens, and how near one token comes to the memory's limit."""
     figures = calibration.figures
+    reading = figures["reading"]
+    low, high = (100 * bound for bound in reading["interval"])
     rows = [
         [
             width,
@@ -21,10 +23,10 @@ def pass_table(calibration: Calibration) -> Table:
         ["Tokens in a pass", "ms", "over one token"],
         rows,
         note=f"Behind {figures['context']} cached tokens; median ms, and ratio of means with its "
-        f"95 % bootstrap interval. Reading memory runs at {figures['read_bandwidth'] / 1e9:.1f} "
-        f"GB/s here and a pass reads {figures['bytes_per_pass'] / 1e6:.0f} MB of weights, so at "
-        f"most {figures['passes_per_second_limit']:.1f} passes a second; one-token passes reach "
-        f"{100 * figures['share_of_limit']:.0f} % of that.",
+        f"95 % bootstrap interval. A pass reads {figures['bytes_per_pass'] / 1e6:.0f} MB; "
+        f"merely reading so much memory, in turns with the passes, takes "
+        f"{1000 * reading['seconds']:.1f} ms, so one-token passes reach "
+        f"{100 * reading['ratio']:.0f} % [{low:.0f}, {high:.0f}] of the memory's limit.",
     )
 
 

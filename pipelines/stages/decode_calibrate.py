@@ -46,7 +46,7 @@ class DecodeCalibrate(Stage):
 
     def run(self, ctx: StageContext) -> Metrics:
         """`calibration.json`."""
-        from effllm.modules.decoding.costs import bytes_per_pass, read_bandwidth
+        from effllm.modules.decoding.costs import bytes_per_pass
         from effllm.modules.decoding.runner import ModelRunner
 
         models = DecodingModels.load(ctx, self.dtype, fast=self.fast)
@@ -69,8 +69,7 @@ class DecodeCalibrate(Stage):
         runner = ModelRunner(models.target)
         costs = self._costs(runner, widest)
         single = costs[1]["seconds"]
-        bandwidth = read_bandwidth(ctx.device)
-        limit = bandwidth / bytes_per_pass(runner)
+        reading = costs.pop(0)
         ratios = {width: cost["ratio"] for width, cost in costs.items()}
         forecasts = {
             name: _forecast(mine, passes[name] / single, ratios) for name, mine in rounds.items()
@@ -78,10 +77,8 @@ class DecodeCalibrate(Stage):
         figures = {
             "context": self.context,
             "passes": costs,
-            "read_bandwidth": bandwidth,
             "bytes_per_pass": bytes_per_pass(runner),
-            "passes_per_second_limit": limit,
-            "share_of_limit": 1 / single / limit,
+            "reading": reading,
             "draft_seconds": passes,
             "forecasts": forecasts,
         }
@@ -92,20 +89,23 @@ class DecodeCalibrate(Stage):
         }
         return {
             "seconds_per_pass": single,
-            "share_of_limit": figures["share_of_limit"],
+            "share_of_limit": reading["ratio"],
             **models.path_metrics(),
             **best,
             **speeds,
         }
 
     def _costs(self, runner: ModelRunner, widest: int) -> dict[int, dict[str, Any]]:
-        """Median seconds per width, and the ratio to one token with its interval."""
+        """Median seconds per width, and the ratio to one token with its interval.
+
+        Width 0 is the mere reading of the weights: the limit of what one token can cost.
+        """
         import numpy as np
 
         from effllm.modules.decoding.costs import pass_seconds
         from effllm.modules.evaluation.intervals import bootstrap
 
-        widths = sorted({1, 2, 3, 4, 6, 8, 12, 16, widest} & set(range(1, widest + 1)))
+        widths = sorted({0, 1, 2, 3, 4, 6, 8, 12, 16, widest} & set(range(widest + 1)))
         seconds = pass_seconds(runner, widths, context=self.context, repeats=self.repeats)
         found = {}
         for width in widths:

@@ -71,15 +71,16 @@ class MeasureSpeed(Stage):
 
     def _measure(self, runner: ModelRunner, prompt: list[int]) -> dict[str, Any]:
         """Prefill and greedy decoding of one prompt; a pruned model may do nothing but repeat."""
+        from effllm.modules.decoding.sampling import best_tokens
         from effllm.modules.evaluation.generations import distinct_share, longest_repeat
 
         runner.reset()
         started = time.perf_counter()
-        token = int(runner.advance(prompt, rows=1)[0].argmax())
+        token = best_tokens(runner.advance(prompt, rows=1))[0]
         first = time.perf_counter()
         written = [token]
         for _ in range(self.new_tokens):
-            written.append(int(runner.advance([written[-1]])[0].argmax()))
+            written += best_tokens(runner.advance([written[-1]]))
         done = time.perf_counter()
         runner.reset()
         return {

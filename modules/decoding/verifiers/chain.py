@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from effllm.modules.decoding.records import Block, Decision, MismatchEvent
-from effllm.modules.decoding.sampling import Sampling, draw
+from effllm.modules.decoding.sampling import Sampling, best_tokens, draw
 from effllm.modules.errors import ConfigError
 
 
@@ -58,9 +58,8 @@ class ChainTest:
             raise ConfigError("this verifier judges chains; give it a proposer that drafts chains")
         self.block, self.logits, self.sampling, self.generator = block, logits, sampling, generator
         self._rows: dict[int, Tensor] = {}
-        self.tokens = torch.tensor(block.tokens, dtype=torch.long, device=logits.device)
         if sampling.greedy:
-            self.best = logits.argmax(dim=-1).tolist()
+            self.best = best_tokens(logits)
             self.native = [x == y for x, y in zip(block.tokens, self.best, strict=False)]
         else:
             uniform = torch.rand(len(block), generator=generator).to(logits.device)
@@ -69,6 +68,11 @@ class ChainTest:
             if block.laws is not None:
                 asked = block.laws.gather(1, self.tokens[:, None])[:, 0]
             self.native = (uniform * asked < drafted).tolist()
+
+    @cached_property
+    def tokens(self) -> Tensor:
+        """(K,) the drafted tokens."""
+        return torch.tensor(self.block.tokens, dtype=torch.long, device=self.logits.device)
 
     @cached_property
     def law(self) -> Tensor:
@@ -133,7 +137,7 @@ class ChainTest:
         self, position: int, kept: int, token: int, gates: Sequence[float | None] | None
     ) -> MismatchEvent:
         law, drafted = self.law_at(position), self.block.tokens[position]
-        chosen = token if position == kept else int(law.argmax())
+        chosen = token if position == kept else best_tokens(law[None])[0]
         return MismatchEvent(
             position=position,
             drafted=drafted,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from effllm.modules.decoding.records import Block, Decision
-from effllm.modules.decoding.sampling import Sampling, draw
+from effllm.modules.decoding.sampling import Sampling, best_tokens, draw
 from effllm.modules.decoding.verifiers.chain import ChainTest
 from effllm.modules.errors import ConfigError
 
@@ -42,7 +42,7 @@ class Exact:
         children: dict[int, dict[int, int]] = {}
         for node, (parent, token) in enumerate(zip(block.parents, block.tokens, strict=True)):
             children.setdefault(parent, {}).setdefault(token, node)
-        best = logits.argmax(dim=-1).tolist() if self.sampling.greedy else None
+        best = best_tokens(logits) if self.sampling.greedy else None
         path: list[int] = []
         node = -1
         while True:

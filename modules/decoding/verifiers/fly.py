@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from effllm.modules.decoding.records import Block, Decision
-from effllm.modules.decoding.sampling import Sampling
+from effllm.modules.decoding.sampling import Sampling, best_tokens
 from effllm.modules.decoding.verifiers.chain import ChainTest
 
 Measure = Literal["top", "normalized"]
@@ -73,7 +73,7 @@ class Fly:
                 law = test.law_at(position)
                 value = float(gate_measure(law[None], self.measure, self.top_tokens))
                 gates[position] = value
-                free = self.protected.isdisjoint({token, int(law.argmax())})
+                free = self.protected.isdisjoint({token, best_tokens(law[None])[0]})
                 is_open = value >= self.threshold and float(law[token]) > 0 and free
                 accepted[position] = clear[position] and is_open
             if not accepted[position]:
