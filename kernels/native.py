@@ -22,7 +22,6 @@ class NoCompilerError(Exception):
     """Why a library could not be built here."""
 
 
-@cache
 def load_library(source: str) -> ctypes.CDLL:
     """The library of one source file.
 
@@ -32,34 +31,40 @@ def load_library(source: str) -> ctypes.CDLL:
     Raises:
         NoCompilerError: without a compiler, or with the compiler's first complaint.
     """
+    return _load(source, _FLAGS)
+
+
+@cache
+def _load(source: str, flags: tuple[str, ...]) -> ctypes.CDLL:
     # PyTorch's OpenMP must be there first: one pool of threads, not two that fight.
     import torch  # noqa: F401
 
     compiler = shutil.which(os.environ.get("CXX") or "c++")
     if compiler is None:
         raise NoCompilerError("no C++ compiler found; install g++, or name one in CXX")
-    library = _place(source, compiler)
+    library = _place(source, compiler, flags)
     if not library.is_file():
-        _compile(_FOLDER / source, compiler, library)
+        _compile(_FOLDER / source, compiler, flags, library)
     try:
         return ctypes.CDLL(str(library))
     except OSError as error:
         raise NoCompilerError(f"{library}: {error}") from error
 
 
-def _place(source: str, compiler: str) -> Path:
+def _place(source: str, compiler: str, flags: tuple[str, ...]) -> Path:
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
-    parts = [(_FOLDER / source).read_text(), version.stdout, *_FLAGS, _cpu()]
+    headers = [one.read_text() for one in sorted(_FOLDER.glob("*.h"))]
+    parts = [(_FOLDER / source).read_text(), *headers, version.stdout, *flags, _cpu()]
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return root / "effllm" / f"{Path(source).stem}-{digest}.so"
 
 
-def _compile(source: Path, compiler: str, library: Path) -> None:
+def _compile(source: Path, compiler: str, flags: tuple[str, ...], library: Path) -> None:
     library.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         built = Path(folder) / library.name
-        command = [compiler, *_FLAGS, str(source), "-o", str(built)]
+        command = [compiler, *flags, str(source), "-o", str(built)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             complaint = next((x for x in done.stderr.splitlines() if "error" in x), done.stderr)

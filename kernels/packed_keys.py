@@ -3,22 +3,39 @@
 A row holds the values of its kept channels in ascending order, a bit per channel that says which
 are kept, and a bit per channel that says which of the pruned ones are negative. Every row keeps
 equally many channels, so all tensors are rectangular and nothing needs an offset. The torch
-functions are the definition; the Triton kernels must equal them. Source: format ours, after SparK
-(arXiv 2508.15212).
+functions are the definition; the Triton kernels and the compiled code must equal them. Source:
+format ours, after SparK (arXiv 2508.15212).
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
+import ctypes
+from ctypes import c_int32, c_int64, c_void_p
+from functools import cache, lru_cache
 
 import torch
 from torch import Tensor
+
+from effllm.kernels.native import NoCompilerError, load_library
 
 try:
     import triton
     import triton.language as tl
 except ImportError:  # Triton is an extra; the torch path needs nothing
     triton = None
+
+
+_NATIVE = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
+
+
+class _Keys(ctypes.Structure):
+    """As in `packed_keys.cpp`."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("values", "mask", "sign", "gain", "unit")),
+        *((name, c_int64) for name in ("heads", "tokens")),
+        *((name, c_int32) for name in ("channels", "kept")),
+    )
 
 
 def mask_bytes(channels: int) -> int:
@@ -104,39 +121,78 @@ def packed_scores_reference(
     return query.float() @ unpack_rows_reference(values, mask, sign, gain, unit).mT
 
 
-def packed_scores_by_bytes(
+def packed_scores_native(
     query: Tensor, values: Tensor, mask: Tensor, sign: Tensor, gain: Tensor, unit: Tensor
 ) -> Tensor:
-    """`packed_scores_reference` without building keys: look-ups of whole bytes for pruned entries.
+    """`packed_scores_reference` by compiled code, with keys that exist in registers only.
 
-    With q' = q * unit, a pruned set with negative part contributes gain (A - 2 N), where A sums q'
-    over pruned and N over negative channels; both are sums over bytes of one of 256 partial sums
-    each, so a row needs 2 D / 8 look-ups instead of D products.
+    Raises:
+        NoCompilerError: if the code cannot be compiled here.
     """
-    heads, tokens, octets = mask.shape
-    group, channels = query.shape[1:]
-    scaled = query.float() * unit.unsqueeze(1)
-    padded = torch.nn.functional.pad(scaled, (0, 8 * octets - channels))
-    # (N, octets, 256, G): partial sums of q' over the set bits of every byte value.
-    bits = _table(0.0, 1.0, mask.device)
-    sums = torch.einsum("cb,ngob->nocg", bits, padded.reshape(heads, group, octets, 8))
-    codes = torch.cat([mask ^ 255, sign], dim=-1).int()
-    tables = torch.cat([sums, -2.0 * sums], dim=1).reshape(-1, group)
-    starts = 256 * torch.arange(2 * octets * heads, dtype=torch.int32, device=mask.device)
-    codes += starts.reshape(heads, 1, 2 * octets)
-    pruned = torch.nn.functional.embedding_bag(
-        codes.reshape(-1, 2 * octets), tables, mode="sum"
-    ).reshape(heads, tokens, group)
-    kept = unpack_rows_reference(values, mask, None, None, torch.zeros_like(unit))
-    return query.float() @ kept.mT + (pruned * gain.float().unsqueeze(-1)).mT
+    heads, group, channels = query.shape
+    tokens, kept = values.shape[1:]
+    score = getattr(load_library("packed_keys.cpp"), f"score_{_NATIVE[values.dtype]}")
+    query = query.float().contiguous()
+    stored = [one.contiguous() for one in (values, mask, sign, gain, unit.float())]
+    keys = _Keys(*(one.data_ptr() for one in stored), heads, tokens, channels, kept)
+    scores = torch.empty(heads, group, tokens)
+    score(
+        ctypes.byref(keys), c_void_p(query.data_ptr()),
+        c_void_p(scores.data_ptr()), group, torch.get_num_threads(),
+    )  # fmt: skip
+    return scores
+
+
+def weighted_sum_native(weights: Tensor, values: Tensor) -> Tensor:
+    """`weighted_sum` by compiled code, which reads 16-bit values as they are.
+
+    Raises:
+        NoCompilerError: if the code cannot be compiled here.
+    """
+    heads, group, tokens = weights.shape
+    channels = values.shape[2]
+    mix = getattr(load_library("packed_keys.cpp"), f"mix_{_NATIVE[values.dtype]}")
+    weights, values = weights.contiguous(), values.contiguous()
+    mixed = torch.empty(heads, group, channels)
+    mix(
+        c_void_p(weights.data_ptr()), c_int64(tokens), c_void_p(values.data_ptr()),
+        c_void_p(mixed.data_ptr()), c_int64(heads), c_int64(tokens), group, channels,
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return mixed
 
 
 def packed_scores(
     query: Tensor, values: Tensor, mask: Tensor, sign: Tensor, gain: Tensor, unit: Tensor
 ) -> Tensor:
-    """`packed_scores_reference` by the Triton kernel on a GPU, by torch elsewhere."""
-    compute = packed_scores_triton if _on_gpu(query) else packed_scores_reference
-    return compute(query, values, mask, sign, gain, unit)
+    """`packed_scores_reference` by the Triton kernel on a GPU, by compiled code on a CPU.
+
+    Plain torch where neither can be had.
+    """
+    stored = (query, values, mask, sign, gain, unit)
+    if _on_gpu(query):
+        return packed_scores_triton(*stored)
+    half = torch.bfloat16 if values.dtype == torch.bfloat16 else torch.float16
+    if query.device.type == "cpu" and native_reader() and gain.dtype == half:
+        return packed_scores_native(*stored)
+    return packed_scores_reference(*stored)
+
+
+def weighted_sum(weights: Tensor, values: Tensor) -> Tensor:
+    """(N, G, S) float32 weights times (N, S, D) values of any dtype: (N, G, D) float32."""
+    if values.device.type == "cpu" and native_reader() and values.shape[2] % 16 == 0:
+        return weighted_sum_native(weights, values)
+    return weights @ values.float()
+
+
+@cache
+def native_reader() -> bool:
+    """Whether compiled code can be had on this machine."""
+    try:
+        load_library("packed_keys.cpp")
+    except NoCompilerError:
+        return False
+    return True
 
 
 def pack_rows(keys: Tensor, keep: Tensor, kept: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,6 +7,8 @@ per key head: the same numbers, without copies. Groups of a compact model may be
 smaller ones are filled up with rows that nobody reads.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -95,6 +97,17 @@ def group_queries(model: PreTrainedModel) -> None:
         for module in modules:
             if hasattr(module, "kv_index_reader"):
                 module.kv_index_reader = GROUPED
+
+
+@contextmanager
+def grouped_queries(model: PreTrainedModel) -> Iterator[None]:
+    """`group_queries` for a while, for models with even groups."""
+    before = model.config._attn_implementation
+    group_queries(model)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
 
 
 AttentionInterface.register(GROUPED, grouped_attention)

@@ -4,7 +4,8 @@ transformers hands a cache keys and values but no queries, and an attention func
 cache. `attached` gives every attention module a way to its layer of the cache for the time of a
 pass, and one of three attention functions:
 
-* `spark_packed` reads packed keys a block of tokens at a time, so that no layer is ever dense;
+* `spark_packed` reads packed keys as they are, or a block of tokens at a time where a format has to
+  be decoded, so that no layer is ever dense;
 * `spark_sdpa` and `spark_eager` let the cache rebuild dense keys and attend as transformers does.
 
 All three ignore the mask of the model once a prompt is compressed: layers may then hold different
@@ -25,7 +26,10 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
+from effllm.kernels.packed_keys import weighted_sum
+from effllm.modules.kvcache.formats import SparkKeys
 from effllm.modules.kvcache.layer import CompressedLayer
+from effllm.modules.kvcache.segment import Segment
 
 Reading = Literal["packed", "sdpa", "eager"]
 
@@ -119,22 +123,44 @@ def packed_attention(layer: CompressedLayer, query: Tensor, scaling: float) -> T
     tail = grouped @ keys.mT
     tail = tail.reshape(batch, own, -1, new, layer.held)
     tail = tail.masked_fill(~_tail_mask(layer, new).unsqueeze(2), -math.inf)
-    pieces = [tail.flatten(2, 3)]
-    tokens = layer.past[0].tokens
-    spans = [(start, min(start + _BLOCK, tokens)) for start in range(0, tokens, _BLOCK)]
-    for start, stop in spans:
-        block = layer.method.keys.decode(layer.past[0], start, stop).float()
-        scores = grouped @ block.mT
-        if layer.past_valid is not None:
-            hidden = ~layer.past_valid[:, :, start:stop].unsqueeze(2)
-            scores = scores.masked_fill(hidden, -math.inf)
-        pieces.append(scores)
-    weights = torch.cat(pieces, dim=-1).softmax(dim=-1).nan_to_num(0.0)
-    mixed = weights[..., : layer.held] @ values
-    for start, stop in spans:
-        block = layer.method.values.decode(layer.past[1], start, stop).float()
-        mixed += weights[..., layer.held + start : layer.held + stop] @ block
+    scores = _past_scores(layer, grouped)
+    if layer.past_valid is not None:
+        scores = scores.masked_fill(~layer.past_valid.unsqueeze(2), -math.inf)
+    weights = torch.cat([tail.flatten(2, 3), scores], dim=-1).softmax(dim=-1).nan_to_num(0.0)
+    mixed = weights[..., : layer.held] @ values + _past_values(layer, weights[..., layer.held :])
     return mixed.reshape(batch, heads, new, -1).transpose(1, 2).to(query.dtype).contiguous()
+
+
+def _past_scores(layer: CompressedLayer, query: Tensor) -> Tensor:
+    """(B, Hkv, G n, S) scores of (B, Hkv, G n, D) queries with the compressed keys."""
+    assert layer.past is not None
+    form, segment = layer.method.keys, layer.past[0]
+    direct = form.scores(segment, query) if isinstance(form, SparkKeys) else None
+    if direct is not None:
+        return direct
+    blocks = [form.decode(segment, *span).float() for span in _spans(segment)]
+    return torch.cat([query[..., :0], *(query @ block.mT for block in blocks)], dim=-1)
+
+
+def _past_values(layer: CompressedLayer, weights: Tensor) -> Tensor:
+    """(B, Hkv, G n, D) mixture of the compressed values by (B, Hkv, G n, S) weights."""
+    assert layer.past is not None
+    form, segment = layer.method.values, layer.past[1]
+    if "states" in segment.rows:
+        states = segment.rows["states"]
+        return weighted_sum(weights.flatten(0, 1), states.flatten(0, 1)).view(
+            *weights.shape[:3], states.shape[3]
+        )
+    mixed = weights.new_zeros(*weights.shape[:3], segment.channels)
+    for start, stop in _spans(segment):
+        mixed += weights[..., start:stop] @ form.decode(segment, start, stop).float()
+    return mixed
+
+
+def _spans(segment: Segment) -> list[tuple[int, int]]:
+    """Blocks of tokens that are rebuilt at a time."""
+    tokens = segment.tokens
+    return [(start, min(start + _BLOCK, tokens)) for start in range(0, tokens, _BLOCK)]
 
 
 def _tail_mask(layer: CompressedLayer, new: int) -> Tensor:

@@ -12,7 +12,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from effllm.kernels.packed_keys import mask_bytes, pack_rows, unpack_rows_reference
+from effllm.kernels.packed_keys import (
+    mask_bytes,
+    pack_rows,
+    packed_scores,
+    unpack_rows_reference,
+)
 from effllm.modules.kvcache.quantisation import dequantise_rows, quantise_rows, row_bytes
 from effllm.modules.kvcache.recovery import Recovery, channel_unit, token_gain
 from effllm.modules.kvcache.segment import Segment
@@ -175,6 +180,21 @@ class SparkKeys:
         if "mean" in head:
             keys.add_(head["mean"].float().unsqueeze(2))
         return keys
+
+    def scores(self, segment: Segment, query: Tensor) -> Tensor | None:
+        """Q . k of (B, Hkv, G, D) queries with all keys, (B, Hkv, G, S) float32, not scaled.
+
+        None if these keys have to be decoded first.
+        """
+        if not {"values", "sign", "gain"} <= segment.rows.keys():
+            return None
+        rows, (batch, heads) = segment.rows, query.shape[:2]
+        stored = (rows["values"], rows["mask"], rows["sign"], rows["gain"], segment.head["unit"])
+        flat = packed_scores(query.flatten(0, 1), *(one.flatten(0, 1) for one in stored))
+        found = flat.view(batch, heads, *flat.shape[1:])
+        if "mean" in segment.head:
+            found += query @ segment.head["mean"].float().unsqueeze(-1)
+        return found
 
     def row_bytes(self, channels: int, width: int) -> float:
         """T values, the keep bits, and as far as stored the sign bits and the gain."""

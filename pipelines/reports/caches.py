@@ -16,6 +16,7 @@ from effllm.pipelines.reports.page import Table
 Rows = list[dict[str, Any]]
 About = dict[str, Any]
 
+_READINGS = {"packed": "read packed", "sdpa": "rebuilt"}
 _FLOOR = 0.2  # score of the full cache below which a task says nothing; RULER-like tasks, ours
 _USUAL = {
     "saliency": "code",
@@ -266,42 +267,61 @@ def dropped_tasks(study: Study) -> str:
     return f"Left out {reason}: {dropped or 'none'}."
 
 
+def dense_arms(about: dict[str, Any]) -> list[str]:
+    """Timed arms with a dense cache, the stock one first."""
+    found = [name for name, one in about.items() if one["method"] is None]
+    return sorted(found, key=lambda one: one != "dense")
+
+
+def arm_name(about: dict[str, Any]) -> str:
+    """A timed arm in words."""
+    if about["method"] is None:
+        return {"sdpa": "dense sdpa", "grouped": "dense, our grouped sdpa"}[about["reading"]]
+    return f"{arm_title(about['method'])}, {_READINGS[about['reading']]}"
+
+
+def time_ratio(rows: Rows, arm: str, other: str, length: int) -> Interval:
+    """Time per decoded token of one arm over another's, repeat by repeat."""
+    seconds = [
+        [row["decode_seconds"] for row in rows if row["set"] == one and row["length"] == length]
+        for one in (arm, other)
+    ]
+    return bootstrap(np.stack(seconds, axis=1), transform=lambda m: m[..., 0] / m[..., 1])
+
+
 def timing_table(benched: Artifact) -> Table:
-    """Time per decoded token and of the prompt, over the dense cache's."""
+    """Time per decoded token and of the prompt, over the dense caches'."""
     about = benched.read_json("arms.json")
     steps = benched.manifest["config"]["steps"]
-    rows_of = benched.read_rows("predictions.jsonl")
+    rows = benched.read_rows("predictions.jsonl")
+    dense = dense_arms(about)
     table = []
-    for length in dict.fromkeys(row["length"] for row in rows_of):
-        found: dict[str, Rows] = {name: [] for name in about}
-        for row in rows_of:
-            if row["length"] == length:
-                found[row["set"]].append(row)
-        dense = np.array([row["decode_seconds"] for row in found["dense"]])
-        for name in sorted(found, key=lambda one: one != "dense"):
-            mine = found[name]
-            seconds = np.array([row["decode_seconds"] for row in mine])
-            ratio = bootstrap(
-                np.stack([seconds, dense], axis=1), transform=lambda m: m[..., 0] / m[..., 1]
-            )
-            method = about[name]["method"]
-            title = "transformers' dynamic cache" if method is None else arm_title(method)
-            reading = {"packed": "read packed", "sdpa": "rebuilt"}[about[name]["reading"]]
+    for length in dict.fromkeys(row["length"] for row in rows):
+        first = {row["set"]: row for row in rows if row["length"] == length}
+        for name in sorted(about, key=lambda one: one not in dense):
+            seconds = [
+                row["decode_seconds"]
+                for row in rows
+                if row["set"] == name and row["length"] == length
+            ]
+            prompt = first[name]["prefill_seconds"]
             table.append(
                 [
-                    f"{title}{'' if method is None else ', ' + reading}",
+                    arm_name(about[name]),
                     f"{length:,}",
-                    f"{mine[0]['bytes'] / 1e6:.1f}",
-                    f"{1000 * seconds.mean() / steps:.1f}",
-                    "" if name == "dense" else interval(ratio, 2),
-                    f"{mine[0]['prefill_seconds']:.2f}",
-                    ""
-                    if name == "dense"
-                    else f"{mine[0]['prefill_seconds'] / found['dense'][0]['prefill_seconds']:.3f}",
+                    f"{first[name]['bytes'] / 1e6:.1f}",
+                    f"{1000 * np.mean(seconds) / steps:.1f}",
+                    *(
+                        "" if name == one else interval(time_ratio(rows, name, one, length), 2)
+                        for one in dense
+                    ),
+                    f"{prompt:.2f}",
+                    "" if name == "dense" else f"{prompt / first['dense']['prefill_seconds']:.3f}",
                 ]
             )
+    over = [f"over {arm_name(about[one])}" for one in dense]
     return Table(
-        ["", "tokens", "MB", "ms per token", "over dense", "prompt, s", "over dense, prompt"],
+        ["", "tokens", "MB", "ms per token", *over, "prompt, s", "over dense, prompt"],
         table,
         note="Arms take turns behind the same prompt; intervals over repeats. Prompt times are the "
         "best of two and include packing.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -23,8 +24,8 @@ class CacheBench(Stage):
     """All arms behind the same prompt; the order turns with every repeat.
 
     Args:
-        arms: name -> `{method, reading}`; a null method is transformers' dynamic cache. `dense` is
-            what times are compared with.
+        arms: name -> `{method, reading}`; a null method is transformers' dynamic cache, read by its
+            `sdpa` or by our decoder's (`grouped`). `dense` is what times are compared with.
         lengths: tokens of the prompt.
         steps: decoded tokens per repeat.
         repeats: of everything; one more warms up.
@@ -118,7 +119,6 @@ class CacheBench(Stage):
         import torch
         from transformers.cache_utils import DynamicCache
 
-        from effllm.modules.kvcache.attention import attached
         from effllm.modules.kvcache.cache import CompressedCache
 
         method = self.arms[name]["method"]
@@ -131,29 +131,30 @@ class CacheBench(Stage):
         def work() -> None:
             model(input_ids=prompt, past_key_values=cache, logits_to_keep=1)
 
-        with torch.no_grad():
-            if method is None:
-                return cache, _seconds(model, work)
-            with attached(model, self.arms[name]["reading"]):
-                return cache, _seconds(model, work)
+        with torch.no_grad(), self._attending(model, name):
+            return cache, _seconds(model, work)
+
+    def _attending(self, model: PreTrainedModel, name: str) -> AbstractContextManager[None]:
+        """The attention function of an arm."""
+        from effllm.modules.decoding.attention import grouped_queries
+        from effllm.modules.kvcache.attention import attached
+
+        arm = self.arms[name]
+        if arm["method"] is not None:
+            return attached(model, arm["reading"])
+        return grouped_queries(model) if arm["reading"] == "grouped" else nullcontext()
 
     def _decode(
         self, model: PreTrainedModel, cache: Cache, prompt: torch.Tensor, name: str
     ) -> float:
         """Seconds of some steps of one token; they are forgotten afterwards."""
-        import contextlib
-
         import torch
-
-        from effllm.modules.kvcache.attention import attached
 
         def work() -> None:
             for step in range(self.steps):
                 model(input_ids=prompt[:, step : step + 1], past_key_values=cache)
 
-        plain = self.arms[name]["method"] is None
-        scope = contextlib.nullcontext() if plain else attached(model, self.arms[name]["reading"])
-        with torch.no_grad(), scope:
+        with torch.no_grad(), self._attending(model, name):
             seconds = _seconds(model, work)
         cache.crop(-self.steps)
         return seconds

@@ -18,7 +18,7 @@ class ReportSpark(Stage):
         resamples: of the bootstrap.
     """
 
-    VERSION: ClassVar[int] = 2  # 2: with the cost
+    VERSION: ClassVar[int] = 3  # 3: verdicts on answers and on time
     INPUTS: ClassVar = {"results": Many(Artifact)}
     OUTPUT: ClassVar = Report
 
@@ -51,7 +51,10 @@ class ReportSpark(Stage):
         main = list(study.about)
         folder = ctx.workdir / "figures"
         claims = Heading("What the paper claims, and what these numbers say")
+        benched = next((one for one in results if one.manifest["stage"] == "cache_bench"), None)
         page.add(claims, *spark.verdicts(study))
+        if benched is not None:
+            page.add(*spark.reading_verdicts(benched))
         page.add(
             Heading("Bytes beside quality"),
             Text(spark.region(study, main)),
@@ -78,7 +81,6 @@ class ReportSpark(Stage):
             inside = caches.Study.of(one, self.resamples)
             if not _has(one, "windows") and inside.prompted:
                 page.add(caches.task_table(inside, list(inside.about)))
-        benched = next((one for one in results if one.manifest["stage"] == "cache_bench"), None)
         if benched is not None:
             page.add(Heading("Time"), caches.timing_table(benched))
         picture = spark.draw_kept(evaluated, folder)

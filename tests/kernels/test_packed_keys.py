@@ -7,6 +7,7 @@ import textwrap
 
 import pytest
 import torch
+from compiled import any_processor, needs_compiler  # noqa: F401
 
 from effllm.kernels import packed_keys as packed
 from effllm.modules.kvcache.selection import keep_largest
@@ -62,7 +63,7 @@ def test_rows_may_lie_in_memory_in_any_order():
 
 
 @pytest.mark.parametrize(("channels", "kept"), [(8, 3), (12, 5), (64, 13), (96, 40)])
-def test_scores_by_whole_bytes_equal_scores_of_built_keys(channels, kept):
+def test_scores_are_those_of_built_keys(channels, kept):
     keys, keep, gain, unit = rows_of(channels, kept, tokens=33)
     query = torch.randn(2, 3, channels, generator=torch.Generator().manual_seed(1))
     stored = (*packed.pack_rows_reference(keys, keep, kept), gain, unit)
@@ -74,8 +75,52 @@ def test_scores_by_whole_bytes_equal_scores_of_built_keys(channels, kept):
         ).mT
     )
     torch.testing.assert_close(expected, direct)
-    torch.testing.assert_close(packed.packed_scores_by_bytes(query, *stored), expected)
-    assert torch.equal(packed.packed_scores(query, *stored), expected)  # the CPU's path
+    stored = (*stored[:3], gain.half(), unit)
+    expected = packed.packed_scores_reference(query, *stored)
+    torch.testing.assert_close(packed.packed_scores(query, *stored), expected)
+
+
+@needs_compiler
+@pytest.mark.usefixtures("any_processor")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("channels", "kept", "tokens", "group"),
+    [
+        (8, 3, 5, 1),
+        (12, 5, 33, 3),
+        (64, 13, 300, 3),
+        (96, 40, 16, 9),
+        (128, 128, 31, 24),
+        (64, 1, 1, 2),
+        (64, 20, 0, 3),
+    ],
+)
+def test_compiled_code_equals_the_reference(channels, kept, tokens, group, dtype):
+    keys, keep, gain, unit = rows_of(channels, kept, tokens=tokens, dtype=dtype)
+    dice = torch.Generator().manual_seed(1)
+    query = torch.randn(group, 2, channels, generator=dice).transpose(0, 1)  # not contiguous
+    half = torch.bfloat16 if dtype == torch.bfloat16 else torch.float16
+    stored = (*packed.pack_rows_reference(keys, keep, kept), gain.to(half), unit)
+    torch.testing.assert_close(
+        packed.packed_scores_native(query, *stored),
+        packed.packed_scores_reference(query, *stored),
+        rtol=1e-5,
+        atol=1e-4,
+    )
+    weights = torch.rand(2, group, tokens + 3, generator=dice)[..., 3:]
+    values = torch.randn(2, tokens, 64, generator=dice).to(dtype)
+    torch.testing.assert_close(
+        packed.weighted_sum_native(weights, values), weights @ values.float(), rtol=1e-5, atol=1e-4
+    )
+
+
+@needs_compiler
+def test_every_finite_half_is_widened_exactly():
+    codes = torch.arange(65536, dtype=torch.int32).to(torch.uint16).view(torch.float16)
+    finite = codes[codes.isfinite()].view(1, -1, 16)
+    weights = torch.ones(1, 1, 1)
+    for row in finite[0].split(1):
+        assert torch.equal(packed.weighted_sum_native(weights, row[None])[0, 0], row[0].float())
 
 
 def test_the_triton_kernels_equal_the_reference():
@@ -83,7 +128,7 @@ def test_the_triton_kernels_equal_the_reference():
     pytest.importorskip("triton")
     code = """
         import sys
-        sys.path.insert(0, "tests/kernels")
+        sys.path[:0] = ["tests/kernels", "tests/helpers"]
         import torch
         from test_packed_keys import rows_of
         from effllm.kernels import packed_keys as packed

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from compiled import any_processor, needs_compiler  # noqa: F401
 from transformers import PreTrainedModel
 
 from effllm.kernels import native
@@ -16,17 +17,6 @@ from effllm.modules.decoding.session import Session
 from effllm.modules.decoding.verifiers.exact import Exact
 from effllm.modules.drafting.shape import reduce_vocabulary
 from effllm.modules.modeling.tiny import tiny_model
-
-
-def compiler_missing() -> str:
-    try:
-        load_library("decode_step.cpp")
-    except NoCompilerError as error:
-        return str(error)
-    return ""
-
-
-needs_compiler = pytest.mark.skipif(bool(compiler_missing()), reason=compiler_missing())
 
 
 def lively_model(family: str, **changes) -> PreTrainedModel:
@@ -48,6 +38,7 @@ def pair(family: str, dtype: torch.dtype = torch.float32, **changes) -> list[Mod
 
 
 @needs_compiler
+@pytest.mark.usefixtures("any_processor")
 @pytest.mark.parametrize(
     ("family", "changes"),
     [
@@ -71,6 +62,7 @@ def test_logits_are_those_of_the_model(family, changes, generator):
 
 
 @needs_compiler
+@pytest.mark.usefixtures("any_processor")
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
 def test_bfloat16_is_as_near_to_float32_as_eager_bfloat16(family, generator):
     runners = [ModelRunner(lively_model(family).bfloat16().float()), *pair(family, torch.bfloat16)]
@@ -207,10 +199,10 @@ def test_half_precision_and_strange_layers_are_refused():
 def test_without_a_compiler_the_fallback_says_so(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CXX", "no-such-compiler")
-    load_library.cache_clear()
+    native._load.cache_clear()
     model = tiny_model("llama")
     path = fast_path.speed_up(model)
-    load_library.cache_clear()
+    native._load.cache_clear()
     assert path.kind == "eager" and "no C++ compiler found" in path.reason
     assert ModelRunner(model).advance([65]).shape == (1, 259)
     assert not list(tmp_path.iterdir())
@@ -221,21 +213,21 @@ def test_a_compilers_complaint_is_passed_on_and_nothing_is_left(monkeypatch, tmp
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(native, "_FOLDER", tmp_path)
     (tmp_path / "broken.cpp").write_text("int main( {")
-    load_library.cache_clear()
+    native._load.cache_clear()
     with pytest.raises(NoCompilerError, match=r"cannot build broken\.cpp: .*error"):
         load_library("broken.cpp")
-    load_library.cache_clear()
+    native._load.cache_clear()
     assert not list((tmp_path / "cache").rglob("*.so"))
 
 
 @needs_compiler
 def test_a_library_is_compiled_once(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    load_library.cache_clear()
+    native._load.cache_clear()
     load_library("decode_step.cpp")
     (built,) = tmp_path.rglob("*.so")
-    load_library.cache_clear()
+    native._load.cache_clear()
     monkeypatch.setattr(native, "_compile", lambda *_: pytest.fail("compiled again"))
     load_library("decode_step.cpp")
-    load_library.cache_clear()
+    native._load.cache_clear()
     assert list(tmp_path.rglob("*.so")) == [built]
