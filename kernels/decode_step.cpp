@@ -19,7 +19,9 @@
 
 namespace {
 
-constexpr int kTile = 8;    // tokens, or queries, that share a loaded vector
+constexpr int kTokens = 16; // most tokens that share a loaded weight
+constexpr int kAhead = 64;  // words between the one in use and the one asked for
+constexpr int kQueries = 8; // most queries that share a loaded key or value
 constexpr int kChunk = 128; // cached tokens between two updates of a softmax
 constexpr float kHidden = -1e30f;
 
@@ -78,49 +80,42 @@ struct Pass {
 
 // ---- products -----------------------------------------------------------------------------------
 
-// `sink(block, token, vector)` gets the products of ROWS blocks with TOKENS tokens.
-template <class T, int ROWS, int TOKENS, class Sink>
-void multiply_tile(const Product &product, int block, const uint32_t *input, int first,
-                   const Sink &sink) {
-  const uint32_t *weight = product.packed + int64_t(block) * product.words * kLanes;
-  input += int64_t(first) * product.words;
-  Floats sums[ROWS][TOKENS] = {};
-  for (int word = 0; word < product.words; ++word) {
-    Words rows[ROWS];
-    for (int row = 0; row < ROWS; ++row)
-      rows[row] = load<Words>(weight + (int64_t(row) * product.words + word) * kLanes);
-    for (int token = 0; token < TOKENS; ++token)
-      for (int row = 0; row < ROWS; ++row)
-        sums[row][token] =
-            accumulate<T>(sums[row][token], rows[row], input[int64_t(token) * product.words + word]);
-  }
-  for (int token = 0; token < TOKENS; ++token)
-    for (int row = 0; row < ROWS; ++row) {
-      Floats value = sums[row][token];
-      if (product.bias) value += load<Floats>(product.bias + (block + row) * kLanes);
-      sink(block + row, first + token, value);
-    }
+// Splits a count into tiles of TILE, then one smaller tile: `tile(first, constant size)`.
+template <int TILE, class Work> void in_tiles(int first, int count, const Work &tile) {
+  for (; count >= TILE; first += TILE, count -= TILE)
+    tile(first, std::integral_constant<int, TILE>());
+  if constexpr (TILE > 1) in_tiles<TILE - 1>(first, count, tile);
 }
 
-template <class T, int ROWS, int TOKENS = kTile, class Sink>
-void multiply_blocks(const Product &product, int block, const uint32_t *input, int first, int count,
-                     const Sink &sink) {
-  for (; count >= TOKENS; first += TOKENS, count -= TOKENS)
-    multiply_tile<T, ROWS, TOKENS>(product, block, input, first, sink);
-  if constexpr (TOKENS > 1)
-    multiply_blocks<T, ROWS, TOKENS - 1>(product, block, input, first, count, sink);
+// `sink(block, token, vector)` gets the products of one block of rows with a few tokens. One block
+// at a time and asked for ahead: the weights are one stream of memory, whose reading hides the work on
+// up to sixteen tokens, so a pass over a dozen takes hardly longer than one over a single token.
+template <class T, int TOKENS, class Sink>
+void multiply_tile(const Product &product, int64_t block, const uint32_t *input, int first,
+                   const Sink &sink) {
+  const uint32_t *weight = product.packed + block * product.words * kLanes;
+  input += int64_t(first) * product.words;
+  Floats sums[TOKENS] = {};
+  for (int word = 0; word < product.words; ++word) {
+    const uint32_t *place = weight + int64_t(word) * kLanes;
+    const Words rows = load<Words>(place);
+    __builtin_prefetch(place + kAhead * kLanes);
+    for (int token = 0; token < TOKENS; ++token)
+      sums[token] = accumulate<T>(sums[token], rows, input[int64_t(token) * product.words + word]);
+  }
+  for (int token = 0; token < TOKENS; ++token) {
+    if (product.bias) sums[token] += load<Floats>(product.bias + block * kLanes);
+    sink(block, first + token, sums[token]);
+  }
 }
 
 template <class T, class Sink>
 void multiply(const Product &product, Range blocks, const T *input, int count, const Sink &sink) {
   const uint32_t *words = reinterpret_cast<const uint32_t *>(input);
-  int64_t block = blocks.begin;
-  if (count <= 4)
-    for (; block + 4 <= blocks.end; block += 4)
-      multiply_blocks<T, 4, 4>(product, block, words, 0, count, sink);
-  for (; block + 2 <= blocks.end; block += 2)
-    multiply_blocks<T, 2>(product, block, words, 0, count, sink);
-  if (block < blocks.end) multiply_blocks<T, 1>(product, block, words, 0, count, sink);
+  for (int64_t block = blocks.begin; block < blocks.end; ++block)
+    in_tiles<kTokens>(0, count, [&](int first, auto tokens) {
+      multiply_tile<T, decltype(tokens)::value>(product, block, words, first, sink);
+    });
 }
 
 // ---- norm and rotation --------------------------------------------------------------------------
@@ -146,13 +141,6 @@ template <class T> void rotate(T *head, const float *cosine, const float *sine, 
 }
 
 // ---- attention ----------------------------------------------------------------------------------
-
-template <int QUERIES = kTile, class Tile>
-void in_tiles(int first, int count, const Tile &tile) {
-  for (; count >= QUERIES; first += QUERIES, count -= QUERIES)
-    tile(first, std::integral_constant<int, QUERIES>());
-  if constexpr (QUERIES > 1) in_tiles<QUERIES - 1>(first, count, tile);
-}
 
 // Softmax sums of some queries over a stretch of cached tokens.
 struct Partial {
@@ -192,7 +180,7 @@ void attend(const Model &model, const Layer &layer, const Pass &pass, int kv, Ra
             else std::memcpy(&columns[key], from, width * sizeof(uint32_t));
           }
           transpose(columns);
-          in_tiles(0, queried, [&](int row, auto queries_of_tile) {
+          in_tiles<kQueries>(0, queried, [&](int row, auto queries_of_tile) {
             constexpr int QUERIES = decltype(queries_of_tile)::value;
             Floats tile[QUERIES];
             std::copy(sums + row, sums + row + QUERIES, tile);
@@ -240,7 +228,7 @@ void attend(const Model &model, const Layer &layer, const Pass &pass, int kv, Ra
         for (int i = 0; i < size; ++i) found.values[int64_t(row) * size + i] *= shrink;
     }
     for (int slice = 0; slice < size; slice += kLanes)
-      in_tiles(0, rows, [&](int row, auto queries_of_tile) {
+      in_tiles<kQueries>(0, rows, [&](int row, auto queries_of_tile) {
         constexpr int QUERIES = decltype(queries_of_tile)::value;
         Floats tile[QUERIES];
         float *to = found.values + int64_t(row) * size + slice;
@@ -379,7 +367,7 @@ template <class T> void run(const Model &model, const Pass &pass) {
         const int wide = layer.gate_up.blocks / 2 * kLanes;
         Range mine = share(layer.gate_up.blocks / 2, thread, threads);
         mine = {2 * mine.begin, 2 * mine.end};
-        // A gate's block comes before its up block, token by token.
+        // A gate's block comes before its up block.
         multiply<T>(layer.gate_up, mine, normed.get(), count, [&](int block, int token, Floats v) {
           float *gate = gates.get() + token * kLanes;
           v = rounded<T>(v);
