@@ -396,7 +396,30 @@ template <class T> void run(const Model &model, const Pass &pass) {
   }
 }
 
+// Of each layer's states, the slots named go to `start` and behind it; they rise, and none is in
+// front of its new place.
+template <class T>
+void keep(const Model &model, const int64_t *slots, int count, int64_t start) {
+  const int size = model.head_size;
+  for (int index = 0; index < model.layer_count; ++index) {
+    const Layer &layer = model.layers[index];
+    for (void *states : {layer.keys, layer.values})
+      for (int head = 0; head < layer.kv_heads; ++head) {
+        T *from = static_cast<T *>(states) + head * layer.capacity * size;
+        for (int i = 0; i < count; ++i)
+          if (slots[i] != start + i)
+            std::copy_n(from + slots[i] * size, size, from + (start + i) * size);
+      }
+  }
+}
+
 } // namespace
 
 extern "C" void step_float32(const Model *model, const Pass *pass) { run<float>(*model, *pass); }
 extern "C" void step_bfloat16(const Model *model, const Pass *pass) { run<BFloat16>(*model, *pass); }
+extern "C" void keep_float32(const Model *model, const int64_t *slots, int32_t count, int64_t start) {
+  keep<float>(*model, slots, count, start);
+}
+extern "C" void keep_bfloat16(const Model *model, const int64_t *slots, int32_t count, int64_t start) {
+  keep<BFloat16>(*model, slots, count, start);
+}

@@ -98,8 +98,10 @@ class NativeSteps:
     def __init__(self, model: PreTrainedModel) -> None:
         refuse_unsuited(model)
         library = load_library("decode_step.cpp")
-        self._step = library.step_float32 if model.dtype == torch.float32 else library.step_bfloat16
-        self._step.restype = None
+        kind = str(model.dtype).removeprefix("torch.")
+        self._step, self._keep_slots = library[f"step_{kind}"], library[f"keep_{kind}"]
+        self._step.restype = self._keep_slots.restype = None
+        self._keep_slots.argtypes = [c_void_p, c_void_p, c_int32, c_int64]
         self._dtype = model.dtype
         self._kept: list[Tensor] = []  # what the structures point at
         config: Any = model.config
@@ -169,6 +171,13 @@ class NativeSteps:
         for slot in cache.slots:
             slot.length = start + count
         return logits
+
+    def keep(self, cache: SlotCache, start: int, slots: Sequence[int]) -> None:
+        """As `SlotCache.keep_slots`, in one call; of the cache of the last pass."""
+        assert cache is self._cache
+        wanted = (c_int64 * len(slots))(*slots)
+        self._keep_slots(ctypes.byref(self._arguments), wanted, len(slots), start)
+        cache.rollback_to(start + len(slots))
 
     def _point_at(self, cache: SlotCache, length: int) -> None:
         """Make room for `length` tokens, and tell the structures where the cache is."""

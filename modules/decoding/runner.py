@@ -157,7 +157,11 @@ class ModelRunner:
         if list(path) == list(range(len(path))):
             self.rollback_to(prefix + len(path))
             return
-        self.cache.keep_slots(prefix, [prefix + offset for offset in path])
+        slots = [prefix + offset for offset in path]
+        if self.steps is None:
+            self.cache.keep_slots(prefix, slots)
+        else:
+            self.steps.keep(self.cache, prefix, slots)
         self.ids[prefix:] = kept
 
     def sync(self, ids: Sequence[int]) -> Tensor:

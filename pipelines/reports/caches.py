@@ -206,7 +206,7 @@ def pair_table(study: Study, pairs: Sequence[tuple[str, str]]) -> Table:
     """Differences of two arms on the same examples."""
     rows = []
     for arm, other in pairs:
-        if arm not in study.about or other not in study.about:
+        if not {arm, other} <= study.about.keys():
             continue
         kl = study.change(arm, other, "kl")
         better = sum(
@@ -228,6 +228,26 @@ def pair_table(study: Study, pairs: Sequence[tuple[str, str]]) -> Table:
         [*columns, *(["answers, points"] if study.prompted else [])],
         rows,
         note="Paired by example: negative KL and positive answers favour the first.",
+    )
+
+
+def answer_table(study: Study, pairs: Sequence[tuple[str, str]]) -> Table:
+    """Answers of two arms to the same prompts."""
+    rows = [
+        [
+            f"{study.title(arm)} against {study.title(other)}",
+            f"{study.bytes_per_token(arm) / study.bytes_per_token(other):.3f}",
+            interval(study.mean(arm, "score"), 1, scale=100),
+            interval(study.mean(other, "score"), 1, scale=100),
+            _points(study, arm, other),
+        ]
+        for arm, other in pairs
+        if {arm, other} <= study.about.keys()
+    ]
+    return Table(
+        ["", "bytes, ratio", "answers, %", "of the other, %", "points"],
+        rows,
+        note=f"{study.prompted} prompts, paired; positive points favour the first.",
     )
 
 

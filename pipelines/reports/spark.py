@@ -35,17 +35,26 @@ PAIRS = (
 )
 
 
-def verdicts(study: Study) -> list[Verdict]:
-    """One per claim; a claim about arms that did not run is left out."""
+def verdicts(study: Study, answers: Study) -> list[Verdict]:
+    """One per claim; a claim about arms that did not run is left out.
+
+    Args:
+        study: texts and prompts of all arms.
+        answers: more prompts, of some arms; decides on answers where it has both arms.
+    """
     found = []
     for arm in ("spark_50", "spark_80"):
         found += _smaller(study, arm)
-    found += _under(study, "spark_80", "dense", "the full cache")
-    found += _under(study, "snapkv_25_spark_80", "snapkv_25", "SnapKV alone")
+    found += _under(study, answers, "spark_80", "dense", "the full cache")
+    found += _under(study, answers, "snapkv_25_spark_80", "snapkv_25", "SnapKV alone")
     for arm, other in (("spark_50", "think_for_50"), ("spark_80", "think_for_80")):
         found += _better(study, arm, other, "SparK is better than ThinK at equal bytes")
+        found += _answers(answers, arm, other, "SparK answers more than ThinK at equal bytes")
     found += _better(
         study, "spark_80", "snapkv_for_80", "SparK is better than eviction at equal bytes"
+    )
+    found += _answers(
+        answers, "spark_80", "snapkv_for_80", "SparK answers more than eviction at equal bytes"
     )
     found += _better(
         study,
@@ -54,6 +63,7 @@ def verdicts(study: Study) -> list[Verdict]:
         "Orthogonal to eviction: SparK on top of SnapKV is better than evicting more",
     )
     found += _better(study, "spark_80", "int4", "SparK is better than 4-bit keys")
+    found += _answers(answers, "spark_80", "int4", "SparK answers more than 4-bit keys")
     found += _better(
         study,
         "spark_80_int4",
@@ -98,18 +108,20 @@ def _smaller(study: Study, arm: str) -> list[Verdict]:
     ]
 
 
-def _under(study: Study, arm: str, other: str, name: str) -> list[Verdict]:
+def _under(study: Study, answers: Study, arm: str, other: str, name: str) -> list[Verdict]:
     if not {arm, other} <= study.about.keys():
         return []
     claim = f"At r = 0.8 the loss against {name} is under {100 * _LOSS:.0f} %"
     change = study.perplexity_change(arm, other)
     evidence = f"Perplexity {interval(change, 1, sign=True, scale=100)} %."
     found = [Verdict(f"{claim} of perplexity (ours).", _below(change, _LOSS), evidence)]
-    if study.prompted:
-        score, full = study.change(arm, other, "score"), study.mean(other, "score").value
+    asked = answers if {arm, other} <= answers.about.keys() else study
+    if asked.prompted:
+        score, full = asked.change(arm, other, "score"), asked.mean(other, "score").value
         loss = Interval(-score.value, -score.high, -score.low)
         evidence = (
-            f"Answers {interval(score, 1, sign=True, scale=100)} points of {100 * full:.1f} %."
+            f"Answers {interval(score, 1, sign=True, scale=100)} points of {100 * full:.1f} % "
+            f"({asked.prompted} prompts)."
         )
         found.append(Verdict(f"{claim} of answers.", _below(loss, _LOSS * full), evidence))
     return found
@@ -121,18 +133,37 @@ def _below(change: Interval, bound: float) -> str:
     return "not supported" if change.low > bound else "inconclusive"
 
 
+def _less(change: Interval, ratio: float) -> str:
+    """Whether an arm is below another; not if it was allowed `ratio` times the bytes."""
+    outcome = _below(change, 0.0)
+    return "inconclusive" if outcome == "supported" and ratio > _EQUAL else outcome
+
+
 def _better(study: Study, arm: str, other: str, claim: str) -> list[Verdict]:
     if not {arm, other} <= study.about.keys():
         return []
     change = study.change(arm, other, "kl")
     ratio = study.bytes_per_token(arm) / study.bytes_per_token(other)
-    outcome = _below(change, 0.0)
-    if outcome == "supported" and ratio > _EQUAL:
-        outcome = "inconclusive"  # it was allowed more bytes
+    outcome = _less(change, ratio)
     evidence = f"KL {interval(change, 4, sign=True)} nats at {ratio:.2f} of the bytes."
     if study.prompted:
         score = study.change(arm, other, "score")
         evidence += f" Answers {interval(score, 1, sign=True, scale=100)} points."
+    return [
+        Verdict(f"{claim} ({study.title(arm)} against {study.title(other)}).", outcome, evidence)
+    ]
+
+
+def _answers(study: Study, arm: str, other: str, claim: str) -> list[Verdict]:
+    if not {arm, other} <= study.about.keys() or not study.prompted:
+        return []
+    more = study.change(arm, other, "score")
+    ratio = study.bytes_per_token(arm) / study.bytes_per_token(other)
+    outcome = _less(Interval(-more.value, -more.high, -more.low), ratio)
+    evidence = (
+        f"{interval(more, 1, sign=True, scale=100)} points of {study.prompted} prompts at "
+        f"{ratio:.2f} of the bytes."
+    )
     return [
         Verdict(f"{claim} ({study.title(arm)} against {study.title(other)}).", outcome, evidence)
     ]

@@ -18,7 +18,7 @@ class ReportSpark(Stage):
         resamples: of the bootstrap.
     """
 
-    VERSION: ClassVar[int] = 3  # 3: verdicts on answers and on time
+    VERSION: ClassVar[int] = 4  # 4: verdicts on answers from more prompts
     INPUTS: ClassVar = {"results": Many(Artifact)}
     OUTPUT: ClassVar = Report
 
@@ -35,6 +35,9 @@ class ReportSpark(Stage):
         evaluations = [one for one in results if one.manifest["stage"] == "evaluate_cache"]
         evaluated = next(one for one in evaluations if _has(one, "windows", "prompts"))
         study = caches.Study.of(evaluated, self.resamples)
+        asked = [one for one in evaluations if not _has(one, "windows")]
+        outside = [one for one in asked if not one.manifest["config"]["question_inside"]]
+        answers = caches.Study.of(outside[0], self.resamples) if outside else study
         by_label = {one.label: one for one in results}
         model = by_label[evaluated.manifest["inputs"]["model"]]
         settings = study.settings
@@ -52,7 +55,7 @@ class ReportSpark(Stage):
         folder = ctx.workdir / "figures"
         claims = Heading("What the paper claims, and what these numbers say")
         benched = next((one for one in results if one.manifest["stage"] == "cache_bench"), None)
-        page.add(claims, *spark.verdicts(study))
+        page.add(claims, *spark.verdicts(study, answers))
         if benched is not None:
             page.add(*spark.reading_verdicts(benched))
         page.add(
@@ -70,6 +73,8 @@ class ReportSpark(Stage):
             Heading("At equal bytes"),
             caches.pair_table(study, spark.PAIRS),
         )
+        if answers is not study and answers.prompted:
+            page.add(caches.answer_table(answers, spark.PAIRS))
         for one in evaluations:
             if not _has(one, "prompts"):
                 ablation = caches.Study.of(one, self.resamples)
@@ -77,10 +82,10 @@ class ReportSpark(Stage):
         page.add(Heading("By kind of prompt"), Text(caches.dropped_tasks(study)))
         if study.prompted:
             page.add(caches.task_table(study, main))
-        for one in evaluations:
-            inside = caches.Study.of(one, self.resamples)
-            if not _has(one, "windows") and inside.prompted:
-                page.add(caches.task_table(inside, list(inside.about)))
+        for one in asked:
+            other = caches.Study.of(one, self.resamples)
+            if other.prompted:
+                page.add(caches.task_table(other, list(other.about)))
         if benched is not None:
             page.add(Heading("Time"), caches.timing_table(benched))
         picture = spark.draw_kept(evaluated, folder)

@@ -30,7 +30,7 @@ def evaluations(outputs):
 
 
 def test_every_arm_sees_every_example(evaluations):
-    assert len(evaluations) == 3  # the main arms, the ablation, the question inside
+    assert len(evaluations) == 4  # the main arms, the ablation, the question inside, more prompts
     for arms, rows in evaluations.items():
         examples = {row["id"] for row in rows}
         assert len(rows) == arms * len(examples)
