@@ -12,7 +12,6 @@
 
 #include "vectors.h"
 
-#include <vector>
 #if defined(__AVX512BF16__)
 #include <immintrin.h>
 #endif
@@ -22,7 +21,8 @@ namespace {
 constexpr int kTokens = 16; // most tokens that share a loaded weight
 constexpr int kAhead = 64;  // words between the one in use and the one asked for
 constexpr int kQueries = 8; // most queries that share a loaded key or value
-constexpr int kChunk = 128; // cached tokens between two updates of a softmax
+constexpr int kChunk = 64;  // cached tokens that one thread attends to at a time
+constexpr int kRows = 128;  // queries scored against a block of keys at a time
 constexpr float kHidden = -1e30f;
 
 // sum + weight * input, per lane; the word of the input is the same for all lanes.
@@ -142,104 +142,114 @@ template <class T> void rotate(T *head, const float *cosine, const float *sine, 
 
 // ---- attention ----------------------------------------------------------------------------------
 
-// Softmax sums of some queries over a stretch of cached tokens.
+// Softmax sums of the queries of one key head over one chunk of cached tokens.
 struct Partial {
   float *largest, *total, *values; // per query; values: (queries, head_size), not yet divided
 };
 
-// Attention of all queries of one key head over the cached tokens [keys.begin, keys.end).
+// Attention of all queries of a key head over one chunk. Chunks are cut at fixed places and joined in
+// order, whoever computes them, so a token's numbers do not depend on the other tokens of its pass.
 template <class T>
-void attend(const Model &model, const Layer &layer, const Pass &pass, int kv, Range keys,
+void attend(const Model &model, const Layer &layer, const Pass &pass, int kv, int64_t chunk,
             const T *queries, int padded, float *scores, Partial found) {
   const int size = model.head_size, words = size * sizeof(T) / 4;
   const int padded_words = padded * sizeof(T) / 4;
   const int first = layer.first_reader[kv];
   const int rows = (layer.first_reader[kv + 1] - first) * pass.count;
-  const T *head_keys = static_cast<const T *>(layer.keys) + kv * layer.capacity * size;
-  const T *head_values = static_cast<const T *>(layer.values) + kv * layer.capacity * size;
+  const int64_t begin = chunk * kChunk;
+  const int count = int(std::min<int64_t>(kChunk, pass.start + pass.count - begin));
+  const T *keys = static_cast<const T *>(layer.keys) + (kv * layer.capacity + begin) * size;
+  const T *values = static_cast<const T *>(layer.values) + (kv * layer.capacity + begin) * size;
   const auto *query_words = reinterpret_cast<const uint32_t *>(queries) +
                             int64_t(first) * pass.count * padded_words;
-  std::fill(found.largest, found.largest + rows, kHidden);
-  std::fill(found.total, found.total + rows, 0.0f);
-  std::fill(found.values, found.values + int64_t(rows) * size, 0.0f);
 
-  for (int64_t chunk = keys.begin; chunk < keys.end; chunk += kChunk) {
-    const int count = int(std::min<int64_t>(kChunk, keys.end - chunk));
-    for (int block = 0; block < count; block += kLanes) {
-      Floats sums[kChunk]; // of up to kChunk queries at a time
-      for (int part = 0; part < rows; part += kChunk) {
-        const int queried = std::min(kChunk, rows - part);
-        std::fill(sums, sums + queried, Floats{});
-        for (int word = 0; word < padded_words; word += kLanes) {
-          Words columns[kLanes] = {};
-          const int width = std::min(kLanes, words - word);
-          for (int key = 0; key < std::min(kLanes, count - block); ++key) {
-            const T *place = head_keys + (chunk + block + key) * size;
-            const uint32_t *from = reinterpret_cast<const uint32_t *>(place) + word;
-            if (width == kLanes) columns[key] = load<Words>(from);
-            else std::memcpy(&columns[key], from, width * sizeof(uint32_t));
-          }
-          transpose(columns);
-          in_tiles<kQueries>(0, queried, [&](int row, auto queries_of_tile) {
-            constexpr int QUERIES = decltype(queries_of_tile)::value;
-            Floats tile[QUERIES];
-            std::copy(sums + row, sums + row + QUERIES, tile);
-            const uint32_t *from = query_words + int64_t(part + row) * padded_words + word;
-            for (int i = 0; i < kLanes; ++i)
-              for (int q = 0; q < QUERIES; ++q)
-                tile[q] = accumulate<T>(tile[q], columns[i], from[int64_t(q) * padded_words + i]);
-            std::copy(tile, tile + QUERIES, sums + row);
-          });
+  for (int block = 0; block < count; block += kLanes) {
+    Floats sums[kRows]; // of so many queries at a time
+    for (int part = 0; part < rows; part += kRows) {
+      const int queried = std::min(kRows, rows - part);
+      std::fill(sums, sums + queried, Floats{});
+      for (int word = 0; word < padded_words; word += kLanes) {
+        Words columns[kLanes] = {};
+        const int width = std::min(kLanes, words - word);
+        for (int key = 0; key < std::min(kLanes, count - block); ++key) {
+          const auto *from = reinterpret_cast<const uint32_t *>(keys + (block + key) * size) + word;
+          if (width == kLanes) columns[key] = load<Words>(from);
+          else std::memcpy(&columns[key], from, width * sizeof(uint32_t));
         }
-        for (int row = 0; row < queried; ++row)
-          narrow(sums[row] * model.scale, scores + int64_t(part + row) * kChunk + block);
+        transpose(columns);
+        in_tiles<kQueries>(0, queried, [&](int row, auto queries_of_tile) {
+          constexpr int QUERIES = decltype(queries_of_tile)::value;
+          Floats tile[QUERIES];
+          std::copy(sums + row, sums + row + QUERIES, tile);
+          const uint32_t *from = query_words + int64_t(part + row) * padded_words + word;
+          for (int i = 0; i < kLanes; ++i)
+            for (int q = 0; q < QUERIES; ++q)
+              tile[q] = accumulate<T>(tile[q], columns[i], from[int64_t(q) * padded_words + i]);
+          std::copy(tile, tile + QUERIES, sums + row);
+        });
       }
+      for (int row = 0; row < queried; ++row)
+        narrow(sums[row] * model.scale, scores + int64_t(part + row) * kChunk + block);
     }
-    const int ends = (count + kLanes - 1) / kLanes * kLanes;
-    for (int row = 0; row < rows; ++row) {
-      float *line = scores + int64_t(row) * kChunk;
-      const int token = row % pass.count;
-      const uint8_t *seen = pass.seen + int64_t(token) * pass.count;
-      for (int key = std::max<int64_t>(0, pass.start - chunk); key < count; ++key)
-        if (!seen[chunk + key - pass.start]) line[key] = kHidden;
-      if (layer.window) {
-        const int64_t oldest = pass.positions[token] - layer.window + 1;
-        for (int key = 0; key < std::min<int64_t>(count, oldest - chunk); ++key) line[key] = kHidden;
-      }
-      std::fill(line + count, line + ends, kHidden);
-      Floats most = Floats{} + kHidden;
-      for (int i = 0; i < ends; i += kLanes) {
-        const Floats value = load<Floats>(line + i);
-        most = value > most ? value : most;
-      }
-      // Where a row sees nothing yet, hidden places weigh exp(0); they shrink to nothing later.
-      float largest = found.largest[row];
-      for (int lane = 0; lane < kLanes; ++lane) largest = std::max(largest, float(most[lane]));
-      const float shrink = std::exp(found.largest[row] - largest);
-      Floats total{};
-      for (int i = 0; i < ends; i += kLanes) {
-        const Floats weight = exp(load<Floats>(line + i) - largest);
-        narrow(weight, line + i);
-        total += weight;
-      }
-      found.largest[row] = largest;
-      found.total[row] = found.total[row] * shrink + sum(total);
-      if (shrink != 1.0f)
-        for (int i = 0; i < size; ++i) found.values[int64_t(row) * size + i] *= shrink;
+  }
+  const int ends = (count + kLanes - 1) / kLanes * kLanes;
+  for (int row = 0; row < rows; ++row) {
+    float *line = scores + int64_t(row) * kChunk;
+    const int token = row % pass.count;
+    const uint8_t *seen = pass.seen + int64_t(token) * pass.count;
+    for (int key = std::max<int64_t>(0, pass.start - begin); key < count; ++key)
+      if (!seen[begin + key - pass.start]) line[key] = kHidden;
+    if (layer.window) {
+      const int64_t oldest = pass.positions[token] - layer.window + 1;
+      for (int key = 0; key < std::min<int64_t>(count, oldest - begin); ++key) line[key] = kHidden;
     }
-    for (int slice = 0; slice < size; slice += kLanes)
-      in_tiles<kQueries>(0, rows, [&](int row, auto queries_of_tile) {
-        constexpr int QUERIES = decltype(queries_of_tile)::value;
-        Floats tile[QUERIES];
-        float *to = found.values + int64_t(row) * size + slice;
-        const float *line = scores + int64_t(row) * kChunk;
-        for (int q = 0; q < QUERIES; ++q) tile[q] = load<Floats>(to + int64_t(q) * size);
-        for (int key = 0; key < count; ++key) {
-          const Floats value = widen16(head_values + (chunk + key) * size + slice);
-          for (int q = 0; q < QUERIES; ++q) tile[q] += value * line[int64_t(q) * kChunk + key];
-        }
-        for (int q = 0; q < QUERIES; ++q) narrow(tile[q], to + int64_t(q) * size);
-      });
+    std::fill(line + count, line + ends, kHidden);
+    Floats most = Floats{} + kHidden;
+    for (int i = 0; i < ends; i += kLanes) {
+      const Floats value = load<Floats>(line + i);
+      most = value > most ? value : most;
+    }
+    // Where a query sees nothing of a chunk, hidden places weigh exp(0); joining takes them to 0.
+    float largest = kHidden;
+    for (int lane = 0; lane < kLanes; ++lane) largest = std::max(largest, float(most[lane]));
+    Floats total{};
+    for (int i = 0; i < ends; i += kLanes) {
+      const Floats weight = exp(load<Floats>(line + i) - largest);
+      narrow(weight, line + i);
+      total += weight;
+    }
+    found.largest[row] = largest;
+    found.total[row] = sum(total);
+  }
+  for (int slice = 0; slice < size; slice += kLanes)
+    in_tiles<kQueries>(0, rows, [&](int row, auto queries_of_tile) {
+      constexpr int QUERIES = decltype(queries_of_tile)::value;
+      Floats tile[QUERIES] = {};
+      const float *line = scores + int64_t(row) * kChunk;
+      for (int key = 0; key < count; ++key) {
+        const Floats value = widen16(values + key * size + slice);
+        for (int q = 0; q < QUERIES; ++q) tile[q] += value * line[int64_t(q) * kChunk + key];
+      }
+      for (int q = 0; q < QUERIES; ++q)
+        narrow(tile[q], found.values + int64_t(row + q) * size + slice);
+    });
+}
+
+// One query's attention over all chunks; `weights` is room for a number per chunk.
+template <class T, class Part>
+void join(int64_t chunks, int64_t row, int size, const Part &part, float *weights, T *to) {
+  float largest = kHidden, total = 0;
+  for (int64_t chunk = 0; chunk < chunks; ++chunk)
+    largest = std::max(largest, part(chunk).largest[row]);
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+    weights[chunk] = std::exp(part(chunk).largest[row] - largest);
+    total += weights[chunk] * part(chunk).total[row];
+  }
+  for (int slice = 0; slice < size; slice += kLanes) {
+    Floats mixed{};
+    for (int64_t chunk = 0; chunk < chunks; ++chunk)
+      mixed += weights[chunk] * load<Floats>(part(chunk).values + row * size + slice);
+    narrow(mixed / total, to + slice);
   }
 }
 
@@ -249,7 +259,7 @@ template <class T> void run(const Model &model, const Pass &pass) {
   const int count = pass.count, hidden = model.hidden, size = model.head_size;
   const int per_word = 4 / sizeof(T);
   const int padded = (size / per_word + kLanes - 1) / kLanes * kLanes * per_word;
-  const int64_t length = pass.start + count, key_blocks = (length + kLanes - 1) / kLanes;
+  const int64_t chunks = (pass.start + count + kChunk - 1) / kChunk;
   int most_heads = 0, most_kv = 0, most_group = 0, most_neurons = 0;
   for (int i = 0; i < model.layer_count; ++i) {
     const Layer &layer = model.layers[i];
@@ -264,7 +274,7 @@ template <class T> void run(const Model &model, const Pass &pass) {
   auto stream = buffer<T>(int64_t(count) * hidden);
   auto queries = buffer<T>(int64_t(most_heads) * count * padded);
   auto neurons = buffer<T>(int64_t(count) * most_neurons);
-  auto partials = buffer<float>(model.threads * most_kv * partial_size);
+  auto partials = buffer<float>(most_kv * chunks * partial_size);
   std::memset(static_cast<void *>(queries.get()), 0, sizeof(T) * most_heads * count * padded);
   const T *embedding = static_cast<const T *>(model.embedding);
   for (int token = 0; token < count; ++token)
@@ -278,6 +288,7 @@ template <class T> void run(const Model &model, const Pass &pass) {
     auto head = buffer<T>(int64_t(count) * size);
     auto gates = buffer<float>(int64_t(count) * kLanes);
     auto scores = buffer<float>(queries_per_kv * kChunk);
+    auto weights = buffer<float>(chunks);
     const auto normalise_all = [&](const float *weight) {
       for (int token = 0; token < count; ++token)
         normalise(stream.get() + token * hidden, weight, hidden, model.epsilon,
@@ -287,16 +298,9 @@ template <class T> void run(const Model &model, const Pass &pass) {
       T *place = stream.get() + int64_t(token) * hidden + block * kLanes;
       narrow(widen16(place) + rounded<T>(value), place);
     };
-    const auto partial = [&](int of_thread, int kv) {
-      float *place = partials.get() + (int64_t(of_thread) * most_kv + kv) * partial_size;
+    const auto partial = [&](int64_t kv, int64_t chunk) {
+      float *place = partials.get() + (kv * chunks + chunk) * partial_size;
       return Partial{place, place + queries_per_kv, place + 2 * queries_per_kv};
-    };
-    // Which blocks of cached tokens of a key head are a thread's.
-    const auto key_share = [&](const Layer &layer, int of_thread, int kv) {
-      const Range all = share(layer.kv_heads * key_blocks, of_thread, threads);
-      const int64_t begin = std::max(all.begin - kv * key_blocks, int64_t(0)) * kLanes;
-      const int64_t end = std::min(all.end - kv * key_blocks, key_blocks) * kLanes;
-      return Range{begin, std::min(end, length)};
     };
 
     for (int index = 0; index < model.layer_count; ++index) {
@@ -329,34 +333,20 @@ template <class T> void run(const Model &model, const Pass &pass) {
           }
         }
 #pragma omp barrier
-        for (int kv = 0; kv < layer.kv_heads; ++kv) {
-          const Range keys = key_share(layer, thread, kv);
-          if (keys.begin < keys.end)
-            attend(model, layer, pass, kv, keys, queries.get(), padded, scores.get(),
-                   partial(thread, kv));
+        const Range parts = share(layer.kv_heads * chunks, thread, threads);
+        for (int64_t part = parts.begin; part < parts.end; ++part) {
+          const int64_t kv = part / chunks, chunk = part % chunks;
+          attend(model, layer, pass, int(kv), chunk, queries.get(), padded, scores.get(),
+                 partial(kv, chunk));
         }
 #pragma omp barrier
         for (int kv = 0; kv < layer.kv_heads; ++kv)
           for (int query = layer.first_reader[kv]; query < layer.first_reader[kv + 1]; ++query)
             for (int token = 0; token < count; ++token) {
               const int64_t row = int64_t(query - layer.first_reader[kv]) * count + token;
-              float largest = kHidden, total = 0;
-              for (int other = 0; other < threads; ++other) {
-                const Range keys = key_share(layer, other, kv);
-                if (keys.begin < keys.end)
-                  largest = std::max(largest, partial(other, kv).largest[row]);
-              }
-              std::vector<float> mixed(size, 0.0f);
-              for (int other = 0; other < threads; ++other) {
-                const Range keys = key_share(layer, other, kv);
-                if (keys.begin >= keys.end) continue;
-                const Partial part = partial(other, kv);
-                const float weight = std::exp(part.largest[row] - largest);
-                total += weight * part.total[row];
-                for (int i = 0; i < size; ++i) mixed[i] += weight * part.values[row * size + i];
-              }
               T *to = attended.get() + (int64_t(token) * layer.heads + query) * size;
-              for (int i = 0; i < size; ++i) narrow(mixed[i] / total, to + i);
+              join(chunks, row, size, [&](int64_t chunk) { return partial(kv, chunk); }, weights.get(),
+                   to);
             }
         multiply<T>(layer.output, share(layer.output.blocks, thread, threads), attended.get(), count,
                     add_to_stream);
