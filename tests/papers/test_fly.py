@@ -80,7 +80,7 @@ def test_the_sweep_gives_the_tau_of_the_benchmark(outputs, bench_rows, tmp_path)
     assert main([*arguments, "pipeline.blocks.inputs.prompts=prompts", "execute.until=sweep"]) == 0
     file = next((tmp_path / "artifacts" / "sweep_blocks").glob("*/sweep.jsonl"))
     swept = [json.loads(line) for line in file.read_text().splitlines()]
-    for benched, arm, tokens in (("lookup", "lookup", 8), ("draft_long", "draft", 8)):
+    for benched, arm, tokens in (("lookup", "lookup", 12), ("draft_long", "draft", 8)):
         mine = [row for row in bench_rows if row["set"] == benched]
         tau = sum(row["emitted"] for row in mine) / sum(row["rounds"] for row in mine)
         (row,) = [r for r in swept if (r["arm"], r["rule"], r["tokens"]) == (arm, "exact", tokens)]
