@@ -42,6 +42,11 @@ class Arm:
         return bool(self.about["proposer"]) and self.tokens > 0
 
     @property
+    def drafts_chain(self) -> bool:
+        """Whether its drafts are chains, made without prompt lookup inside the drafter."""
+        return self.speculates and not self._widths and not self.about["proposer"]["lookup"]
+
+    @property
     def is_fly(self) -> bool:
         """FLy with both gate and window, not one of its ablations."""
         return (

@@ -85,11 +85,14 @@ def _is_exact(one: Arm, other: Arm) -> bool:
 
 def _is_own_version(one: Arm, library: Arm) -> bool:
     """Whether an arm of ours does what an arm of transformers does."""
-    if one.about["library"] or not one.lossless or one.about["draft"] is not None:
+    if one.about["library"] or not one.lossless:
         return False
     kind = library.about["library"]
-    return (kind == "plain" and not one.speculates) or (
-        kind == "lookup" and one.speculates and one.tokens == library.tokens
+    if kind == "plain":
+        return not one.speculates
+    model = one.about["draft"] is not None
+    return (
+        one.drafts_chain and one.tokens == library.tokens and kind == ("lookup", "assisted")[model]
     )
 
 

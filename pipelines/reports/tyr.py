@@ -33,7 +33,7 @@ SEARCHED = "Týr, searched"
 _IN_PAPER = ("wanda", "flap", "shortgpt", "second")
 _ORDER = ["dense", *BASELINES, "second", "local", "even", "searched"]
 _VARIANT = "tyr"
-# What a small machine should gain at half the units; ours, see the issue of this paper's benchmark.
+# What a small machine should gain at half the units; ours.
 DECODE_GOAL, PREFILL_GOAL = 1.35, 1.5
 _USUAL = {
     "accumulation": "expectation",

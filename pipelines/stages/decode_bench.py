@@ -20,7 +20,7 @@ class DecodeBench(Stage):
     """All arms on all prompts, in an order that turns with every prompt.
 
     An arm is `{library: plain | lookup | assisted, drafted}` for transformers' own decoding, or
-    `{proposer, verifier}` for ours; see `stages.arms` for arms with a draft model.
+    `{proposer, verifier}` for ours; see `stages.arms` for the `draft` of either.
 
     Args:
         arms: name -> arm; `plain` is what speeds are compared with.
@@ -52,9 +52,7 @@ class DecodeBench(Stage):
         """`predictions.jsonl`: one row per prompt and arm; `arms.json`: what each arm is."""
         models = DecodingModels.load(ctx, self.dtype, fast=self.fast)
         checkpoint, tokenizer = models.checkpoint, models.tokenizer
-        # transformers' own decoding runs the model as it is.
-        target = checkpoint.load_model(self.dtype, ctx.device, ctx.device_map)
-        stock = dataclasses.replace(models, target=target)
+        stock = self._stock(ctx, models)
         arms = {
             name: _Arm(arm, stock if "library" in arm else models, self.max_new_tokens, self.seed)
             for name, arm in self.arms.items()
@@ -89,6 +87,18 @@ class DecodeBench(Stage):
                 row["seconds"] for row in mine
             )
         return {**speeds, "prompts": len(prompts), **models.path_metrics()}
+
+    def _stock(self, ctx: StageContext, models: DecodingModels) -> DecodingModels:
+        """The models as they are, for transformers' own decoding; its drafts have whole heads."""
+        target = models.checkpoint.load_model(self.dtype, ctx.device, ctx.device_map)
+        assisted = any(arm.get("library") == "assisted" for arm in self.arms.values())
+        drafts = ctx.input_list("drafts", Checkpoint) if assisted else []
+        return dataclasses.replace(
+            models,
+            target=target,
+            drafts=[one.load_model(self.dtype, ctx.device) for one in drafts],
+            fast_paths=[],
+        )
 
 
 class _Arm:

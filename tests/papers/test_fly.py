@@ -8,7 +8,8 @@ import pytest
 
 from effllm.pipelines.cli import main
 
-EXACT = ("plain", "generate_lookup", "lookup", "draft", "draft_tree", "draft_mla", "draft_long")
+EXACT = ("plain", "generate_lookup", "generate_assisted", "lookup")
+EXACT += ("draft", "draft_tree", "draft_mla", "draft_long")
 
 
 @pytest.fixture(scope="module")

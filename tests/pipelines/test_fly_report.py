@@ -141,6 +141,29 @@ def test_our_arms_are_compared_with_what_transformers_has_for_them():
     assert the(found, "faster than transformers: generate") == "supported"
     assert the(found, "faster than transformers: prompt lookup, K=8") == "not supported"
     assert not any("K=4" in claim for claim in found)  # ours drafts eight
+    assert not any("assisted" in claim for claim in found)  # ours has no draft model
+
+
+def test_assisted_generation_is_compared_with_a_chain_of_the_same_draft(tiny_llama):
+    from functools import partial
+
+    from effllm.modules.decoding.proposers.draft import DraftModel
+    from effllm.modules.decoding.proposers.draft_tree import DraftTree
+
+    def ours(factory):
+        arm = {"proposer": factory, "verifier": Exact(), "draft": {"kind": "input", "index": 0}}
+        return describe_arm(arm, tiny_llama, tiny_llama, lossless=True)
+
+    chain, tree = ours(partial(DraftModel, tokens=3)), ours(partial(DraftTree, widths=[3]))
+    library = {**chain, "library": "assisted", "drafted": 3, "proposer": None, "verifier": None}
+    arms = {"plain": ARMS["plain"], "tree": tree, "chain": chain, "generate_assisted": library}
+    rows = [
+        row(name, number, seconds=1.0 if name == "chain" else 2.0)
+        for name in arms
+        for number in range(9)
+    ]
+    found = {one.claim: one.outcome for one in verdicts(Bench.of(rows, arms, 100))}
+    assert the(found, "faster than transformers: assisted generation, K=3") == "supported"
 
 
 @pytest.mark.parametrize(
