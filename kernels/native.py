@@ -1,6 +1,6 @@
 """C++ sources of this folder as shared libraries: compiled on first use, kept between runs.
 
-Nothing but a C++ compiler is needed: `CXX` if set, else `c++`. Libraries are kept in
+Nothing but GCC's C++ compiler is needed: `CXX` if set, else `c++`. Libraries are kept in
 `$XDG_CACHE_HOME/effllm` (`~/.cache/effllm`), under a digest of source, compiler, flags and CPU.
 """
 

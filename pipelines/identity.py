@@ -112,6 +112,8 @@ def fingerprint(targets: Iterable[str]) -> str:
 def _source(module: str) -> tuple[str, tuple[str, ...]]:
     """Digest of a module's file, and the effllm modules it names in import statements.
 
+    A file that compiles others counts with them.
+
     What `from package import name` imports may be a module as well; names that are none have no
     digest.
     """
@@ -121,8 +123,12 @@ def _source(module: str) -> tuple[str, tuple[str, ...]]:
     if file is None:
         return "", ()
     text = file.read_text(encoding="utf-8")
+    compiled = []
+    if module == "effllm.kernels.native":  # what it compiles stands beside it
+        compiled = sorted([*file.parent.glob("*.cpp"), *file.parent.glob("*.h")])
     named = [
         (package, *(f"{package}.{name}" for name in re.findall(r"\w+", names)))
         for package, names in _IMPORT.findall(text)
     ]
-    return hashlib.sha256(text.encode()).hexdigest(), tuple(m for group in named for m in group)
+    whole = "".join([text, *(one.read_text(encoding="utf-8") for one in compiled)])
+    return hashlib.sha256(whole.encode()).hexdigest(), tuple(m for group in named for m in group)

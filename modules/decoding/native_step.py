@@ -173,8 +173,8 @@ class NativeSteps:
         return logits
 
     def keep(self, cache: SlotCache, start: int, slots: Sequence[int]) -> None:
-        """As `SlotCache.keep_slots`, in one call; of the cache of the last pass."""
-        assert cache is self._cache
+        """As `SlotCache.keep_slots`, in one call."""
+        self._point_at(cache, start + len(slots))
         wanted = (c_int64 * len(slots))(*slots)
         self._keep_slots(ctypes.byref(self._arguments), wanted, len(slots), start)
         cache.rollback_to(start + len(slots))

@@ -230,7 +230,8 @@ def text_table(bench: Bench) -> Table:
         ],
         cells,
         "A text that differs from plain decoding before anything was loosened differs by rounding: "
-        "a pass over several tokens and one over a single token may order near ties differently.",
+        "near ties may fall differently in passes over a tree, and over several tokens where they "
+        "are not compiled.",
     )
 
 

@@ -90,10 +90,13 @@ def _is_own_version(one: Arm, library: Arm) -> bool:
     kind = library.about["library"]
     if kind == "plain":
         return not one.speculates
-    model = one.about["draft"] is not None
-    return (
-        one.drafts_chain and one.tokens == library.tokens and kind == ("lookup", "assisted")[model]
-    )
+    if not one.drafts_chain or one.tokens != library.tokens:
+        return False
+    mine, theirs = one.about["draft"], library.about["draft"]
+    if mine is None or theirs is None:
+        return kind == "lookup" and mine is theirs
+    same = all(mine[key] == theirs[key] for key in ("layers", "of_layers"))
+    return kind == "assisted" and same  # transformers' has the whole head, so it is larger
 
 
 def _quality(bench: Bench, about: Arm) -> Verdict:

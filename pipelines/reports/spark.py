@@ -115,7 +115,7 @@ def _under(study: Study, answers: Study, arm: str, other: str, name: str) -> lis
     change = study.perplexity_change(arm, other)
     evidence = f"Perplexity {interval(change, 1, sign=True, scale=100)} %."
     found = [Verdict(f"{claim} of perplexity (ours).", _below(change, _LOSS), evidence)]
-    asked = answers if {arm, other} <= answers.about.keys() else study
+    asked = answers if {arm, other} <= answers.about.keys() and answers.prompted else study
     if asked.prompted:
         score, full = asked.change(arm, other, "score"), asked.mean(other, "score").value
         loss = Interval(-score.value, -score.high, -score.low)

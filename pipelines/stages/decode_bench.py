@@ -90,6 +90,8 @@ class DecodeBench(Stage):
 
     def _stock(self, ctx: StageContext, models: DecodingModels) -> DecodingModels:
         """The models as they are, for transformers' own decoding; its drafts have whole heads."""
+        if not any("library" in arm for arm in self.arms.values()):
+            return models
         target = models.checkpoint.load_model(self.dtype, ctx.device, ctx.device_map)
         assisted = any(arm.get("library") == "assisted" for arm in self.arms.values())
         drafts = ctx.input_list("drafts", Checkpoint) if assisted else []

@@ -85,7 +85,10 @@ class ReportSpark(Stage):
         for one in asked:
             other = caches.Study.of(one, self.resamples)
             if other.prompted:
-                page.add(caches.task_table(other, list(other.about)))
+                page.add(
+                    Text(caches.dropped_tasks(other)),
+                    caches.task_table(other, list(other.about)),
+                )
         if benched is not None:
             page.add(Heading("Time"), caches.timing_table(benched))
         picture = spark.draw_kept(evaluated, folder)

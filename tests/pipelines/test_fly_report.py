@@ -150,13 +150,15 @@ def test_assisted_generation_is_compared_with_a_chain_of_the_same_draft(tiny_lla
     from effllm.modules.decoding.proposers.draft import DraftModel
     from effllm.modules.decoding.proposers.draft_tree import DraftTree
 
-    def ours(factory):
+    def ours(factory, draft=tiny_llama):
         arm = {"proposer": factory, "verifier": Exact(), "draft": {"kind": "input", "index": 0}}
-        return describe_arm(arm, tiny_llama, tiny_llama, lossless=True)
+        return describe_arm(arm, tiny_llama, draft, lossless=True)
 
     chain, tree = ours(partial(DraftModel, tokens=3)), ours(partial(DraftTree, widths=[3]))
+    other = ours(partial(DraftModel, tokens=3), first_layers(tiny_llama, 1))
     library = {**chain, "library": "assisted", "drafted": 3, "proposer": None, "verifier": None}
-    arms = {"plain": ARMS["plain"], "tree": tree, "chain": chain, "generate_assisted": library}
+    arms = {"plain": ARMS["plain"], "tree": tree, "other": other, "chain": chain}
+    arms["generate_assisted"] = library
     rows = [
         row(name, number, seconds=1.0 if name == "chain" else 2.0)
         for name in arms

@@ -106,10 +106,13 @@ def test_a_sliding_window_hides_old_tokens(generator):
 @needs_compiler
 @pytest.mark.usefixtures("any_processor")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "wide"])
 def test_a_tokens_logits_do_not_depend_on_the_rest_of_its_pass(family, dtype, generator):
     """So exact decoding keeps the text to the last token, whatever chains are drafted."""
     changes = {"sliding_window": 100} if family == "mistral" else {}
+    if family == "wide":  # half-filled words, and more queries than are scored at a time
+        family = "llama"
+        changes = {"num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 48}
     _, runner = pair(family, dtype, **changes)
     tokens = torch.randint(3, 256, (220,), generator=generator).tolist()
     alone = torch.cat([runner.advance([token]) for token in tokens])
@@ -138,6 +141,10 @@ def test_one_thread_and_two_agree(generator):
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
 
 
+def fresh_logits(model, ids):
+    return ModelRunner(model).advance(ids, rows=1)
+
+
 @needs_compiler
 def test_two_runners_of_one_model_keep_their_own_texts():
     _, first = pair("llama")
@@ -148,6 +155,14 @@ def test_two_runners_of_one_model_keep_their_own_texts():
     second.advance([100, 101, 102, 103])
     first.advance([6])
     second.advance([104] * 300)  # its cache grows
+    tree = first.advance([8, 9, 10], parents=[-1, -1, 1]).clone()
+    second.advance([105])
+    first.keep(2, [1, 2])
+    assert first.ids == [5, 6, 9, 10]
+    assert torch.equal(first.advance([7]), fresh_logits(first.model, [5, 6, 9, 10, 7]))
+    first.rollback_to(2)
+    torch.testing.assert_close(first.advance([8, 9, 10], parents=[-1, -1, 1]), tree)
+    first.rollback_to(2)
     torch.testing.assert_close(first.advance([7]), alone[2:])
 
 

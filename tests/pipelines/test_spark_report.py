@@ -1,0 +1,82 @@
+"""Verdicts of the SparK report on rows made by hand."""
+
+import pytest
+
+from effllm.modules.kvcache.compression import Compression
+from effllm.modules.kvcache.formats import Dense, SparkKeys
+from effllm.modules.kvcache.rivals import ThinkKeys
+from effllm.pipelines.reports.caches import Study, answer_table
+from effllm.pipelines.reports.spark import verdicts
+from effllm.pipelines.stages.evaluate_cache import describe
+
+ARMS = {
+    "dense": Compression(keys=Dense(), values=Dense()),
+    "spark_80": Compression(keys=SparkKeys(ratio=0.8), values=Dense()),
+    "think_for_80": Compression(keys=ThinkKeys(share=0.344), values=Dense()),
+}
+CLAIM = "answers more than ThinK"
+
+
+def study(scores, *, size=None, prompts=40, texts=0):
+    """Arms with a share of right answers each, and bytes over the dense cache's."""
+    about = {name: describe(one) for name, one in ARMS.items()}
+    held = {"dense": 1000, "spark_80": 700, "think_for_80": 700, **(size or {})}
+    rows = {
+        name: [
+            {"score": float(n < scores[name] * prompts), "bytes": held[name], "context_tokens": 1}
+            for n in range(prompts)
+        ]
+        for name in ARMS
+    }
+    text = {
+        name: [
+            {"kl": 0.0, "nll": 1.0, "agree": 1.0, "bytes": held[name], "context_tokens": 1}
+            for _ in range(texts)
+        ]
+        for name in ARMS
+    }
+    return Study(text, rows, {}, about, {"question_inside": False}, 500)
+
+
+def outcomes(answers, main_scores=None):
+    usual = {"dense": 0.6, "spark_80": 0.5, "think_for_80": 0.1}
+    found = verdicts(study(main_scores or usual, texts=3), answers)
+    return {one.claim: one for one in found}
+
+
+def the(found, words):
+    (verdict,) = (one for claim, one in found.items() if words in claim)
+    return verdict
+
+
+@pytest.mark.parametrize(
+    ("spark", "think", "size", "outcome"),
+    [
+        (0.5, 0.1, 700, "supported"),
+        (0.1, 0.5, 700, "not supported"),
+        (0.5, 0.5, 700, "inconclusive"),
+        (0.5, 0.1, 800, "inconclusive"),  # it was allowed more bytes
+    ],
+)
+def test_more_answers_count_at_equal_bytes_only(spark, think, size, outcome):
+    scores = {"dense": 0.6, "spark_80": spark, "think_for_80": think}
+    found = outcomes(study(scores, size={"spark_80": size}, prompts=200))
+    assert the(found, CLAIM).outcome == outcome
+    assert "200 prompts" in the(found, CLAIM).evidence
+
+
+def test_the_larger_set_of_prompts_decides_on_the_loss_if_it_has_any():
+    loss = "the loss against the full cache is under 5 % of answers"
+    kept = {"dense": 0.6, "spark_80": 0.6, "think_for_80": 0.1}
+    assert the(outcomes(study(kept, prompts=300)), loss).outcome == "supported"
+    worse = {**kept, "spark_80": 0.2}
+    assert the(outcomes(study(kept, prompts=300), worse), loss).outcome == "supported"
+    found = outcomes(study(kept, prompts=0), worse)  # every prompt was beyond the full cache
+    assert the(found, loss).outcome == "not supported" and not any(CLAIM in one for one in found)
+
+
+def test_answers_of_pairs_stand_side_by_side():
+    scores = {"dense": 0.6, "spark_80": 0.5, "think_for_80": 0.1}
+    table = answer_table(study(scores), [("spark_80", "think_for_80"), ("spark_80", "absent")])
+    (row,) = table.rows
+    assert row[1] == "1.000" and row[2].startswith("50.0") and row[4].startswith("+40.0")
