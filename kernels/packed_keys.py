@@ -73,7 +73,8 @@ def pack_rows_reference(keys: Tensor, keep: Tensor, kept: int) -> tuple[Tensor, 
         (..., T) values with storage of their own, (..., ceil(D / 8)) uint8 keep bits, and as many
         sign bits: set where a channel is pruned and negative.
     """
-    values = keys[keep].reshape(*keys.shape[:-1], kept)  # row-major: channels ascend
+    # Row-major: channels ascend. An index by flags would look for their places first.
+    values = keys.masked_select(keep).reshape(*keys.shape[:-1], kept)
     return values, pack_bits(keep), pack_bits((keys < 0) & ~keep)
 
 
