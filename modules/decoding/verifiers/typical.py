@@ -33,11 +33,17 @@ class Typical:
     def verify(self, block: Block, logits: Tensor, generator: torch.Generator) -> Decision:
         """Judge K tokens by (K + 1, V) float32 logits, the root's row first."""
         test = ChainTest(block, logits, self.sampling, generator)
-        law = test.law[:-1]
-        entropy = -torch.special.xlogy(law, law).sum(dim=-1)
-        bound = torch.clamp(self.delta * torch.exp(-entropy), max=self.epsilon)
-        typical = (test.drafted_probabilities > bound).tolist()
-        accepted = [a or b for a, b in zip(test.native, typical, strict=True)]
+        accepted = [False] * len(block)
+        for position, token in enumerate(block.tokens):
+            if not (test.native[position] or self._is_typical(test.law_at(position), token)):
+                break  # the round ends here; what follows need not be judged
+            accepted[position] = True
         if self.sampling.greedy:
             return test.decide(accepted)
-        return test.decide(accepted, recover=lambda at: draw(test.law[at], generator))
+        return test.decide(accepted, recover=lambda at: draw(test.law_at(at), generator))
+
+    def _is_typical(self, law: Tensor, token: int) -> bool:
+        """Whether a token is likely enough under a (V,) law."""
+        entropy = -torch.special.xlogy(law, law).sum()
+        bound = torch.clamp(self.delta * torch.exp(-entropy), max=self.epsilon)
+        return bool(law[token] > bound)
