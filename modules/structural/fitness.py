@@ -1,8 +1,8 @@
 """How far a choice of levels is from the dense model: KL divergence of its logits.
 
 The dense model is one more choice of key matrices, so teacher and candidates are one model in
-memory. Candidates are evaluated from the first block on in which they differ from a choice whose
-hidden states are known; fitness values are remembered as long as the text stays the same.
+memory. A candidate is evaluated from the first block on in which it differs from the nearest of the
+choices whose hidden states are known; values are remembered as long as the text stays the same.
 """
 
 from collections.abc import Sequence
@@ -120,11 +120,14 @@ class KlFitness:
         self._teaching = self.runner.evaluated - before
 
     def start_from(self, parent: State) -> None:
-        """The state that candidates are near to; hidden states of others are forgotten."""
+        """The state that candidates are near to; hidden states of others are forgotten.
+
+        Where the parent has not been read yet, the others stay until it has: they are near to it.
+        """
         self._parent = parent
-        for entered in self._entered:
-            for state in [one for one in entered if one != parent]:
-                del entered[state]
+        for stage, entered in enumerate(self._entered):
+            if parent in entered:
+                self._entered[stage] = {parent: entered[parent]}
 
     def __call__(self, state: State, stage: int) -> float:
         """Fitness of a state on the text of a stage."""
@@ -138,36 +141,38 @@ class KlFitness:
         return self._evaluate(state, stage)
 
     def _evaluate(self, state: State, stage: int) -> float:
-        base = self._entered[stage].get(self._parent) if self._parent is not None else None
-        start = self._first_changed(state) if self.resume and base else 0
+        start, inputs = self._nearest(state, stage)
         self.levels.install(state)
         total, positions = 0.0, 0
         entered: list[list[Tensor]] = []
         for number, (batch, teacher) in enumerate(
             zip(self._batches[stage], self._teachers[stage], strict=True)
         ):
-            logits, inputs = self.runner.run(
-                batch, start=start, inputs=base[number] if base and start else None
+            logits, known = self.runner.run(
+                batch, start=start, inputs=inputs[number] if start else None
             )
-            entered.append(inputs)
+            entered.append(known)
             divergences = teacher.divergence(logits[:, :-1].flatten(0, 1))
             total += float(divergences.double().sum())
             positions += len(divergences)
-        # The first stage has many candidates and little text: a new parent reads it again instead.
-        if self.resume and (stage or state == self._parent):
+        if self.resume and state == self._parent:
+            self._entered[stage] = {state: entered}
+        elif self.resume and stage:  # the first stage has too many candidates to keep
             self._entered[stage][state] = entered
         self._known[stage][state] = total / positions
         return total / positions
 
-    def _first_changed(self, state: State) -> int:
-        """First block in which a state differs from the parent."""
-        assert self._parent is not None
+    def _nearest(self, state: State, stage: int) -> tuple[int, list[list[Tensor]]]:
+        """First block to evaluate, and what enters the blocks up to it, per batch."""
         layers = self.levels.supernet.layers
-        return min(
-            (
+        start, nearest = 0, list[list[Tensor]]()
+        for other, entered in self._entered[stage].items():
+            changed = (
                 layer.block
-                for layer, one, other in zip(layers, state, self._parent, strict=True)
-                if one != other
-            ),
-            default=0,
-        )
+                for layer, one, another in zip(layers, state, other, strict=True)
+                if one != another
+            )
+            first = min(changed, default=0)
+            if first > start:
+                start, nearest = first, entered
+        return start, nearest

@@ -285,6 +285,27 @@ def test_a_new_parent_keeps_its_hidden_states_and_values_stay_right(levels):
     assert searches[0] == searches[1]
 
 
+def test_a_candidate_starts_where_it_leaves_the_nearest_known_choice(levels):
+    parent = levels.space.state([levels.supernet.centre[x.name] for x in levels.supernet.layers])
+    depth, last = levels.supernet.layers[-1].block + 1, len(parent) - 1
+
+    def changed(*places):
+        return tuple(one + (place in places) for place, one in enumerate(parent))
+
+    fitness = judge(levels, resume=True)
+
+    def blocks_read(state):
+        before = fitness.evaluations
+        fitness(state, 1)
+        return (fitness.evaluations - before) / windows(3, 16).numel()
+
+    fitness.start_from(parent)
+    assert blocks_read(parent) == blocks_read(changed(0)) == depth
+    assert blocks_read(changed(0, last)) == 1  # goes on from the second, not from the parent
+    fitness.start_from(changed(0, last - 1, last))  # a parent that has never been read
+    assert blocks_read(changed(0, last - 1, last)) == 1
+
+
 def test_divergences_agree_where_they_must():
     generator = torch.Generator().manual_seed(0)
     mine, theirs = (3 * torch.randn(7, 40, generator=generator) for _ in range(2))
