@@ -64,7 +64,7 @@ def verdicts(bench: Bench) -> list[Verdict]:
                     bench.speed_ratio(arm, partner.key),
                 ),
             ]
-        found += [_quality(bench, about), *_answers(bench, about)]
+        found += [_quality(bench, about), *answers_kept(bench, about)]
         found += [
             _ablation(bench, one, about) for one in bench.about.values() if _is_ablation(one, about)
         ]
@@ -115,7 +115,7 @@ def _quality(bench: Bench, about: Arm) -> Verdict:
     )
 
 
-def _answers(bench: Bench, about: Arm) -> list[Verdict]:
+def answers_kept(bench: Bench, about: Arm) -> list[Verdict]:
     """The share of the target's right answers that FLy keeps; none without checkable prompts."""
     checked = bench.checkable()
     prompts = len(checked.arms["plain"])

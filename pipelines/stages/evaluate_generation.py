@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from effllm.pipelines.artifacts import Checkpoint, Predictions, Tasks, write_json, write_rows
 from effllm.pipelines.provenance import package_version
 from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
-from effllm.pipelines.stages.arms import DecodingModels
+from effllm.pipelines.stages.arms import DecodingModels, describe_arm
 from effllm.pipelines.stages.evaluate_tasks import place_tasks
 
 
@@ -24,6 +24,7 @@ class EvaluateGeneration(Stage):
         max_length: longest prompt plus continuation, in tokens.
     """
 
+    VERSION: ClassVar[int] = 2  # 2: says what the decoder is
     INPUTS: ClassVar = {
         "model": Checkpoint,
         "tasks": Tasks,
@@ -66,7 +67,13 @@ class EvaluateGeneration(Stage):
         write_rows(ctx.workdir / "predictions.jsonl", results.rows)
         write_rows(ctx.workdir / "answers.jsonl", (asdict(one) for one in answers))
         checkpoint = models.checkpoint
-        subject = {"checkpoint": checkpoint.label, "history": checkpoint.history}
+        arm = describe_arm(
+            self.decoder,
+            models.target,
+            models.draft(self.decoder),
+            lossless=session.verifier.lossless,
+        )
+        subject = {"checkpoint": checkpoint.label, "history": checkpoint.history, "arm": arm}
         write_json(ctx.workdir / "subject.json", subject)
         write_json(
             ctx.workdir / "versions.json",

@@ -1,4 +1,4 @@
-"""The FLy report: speed beside quality, loosened tokens in context, a verdict per claim."""
+"""The FLy reports: speed beside quality with loosened tokens in context, and right answers."""
 
 from __future__ import annotations
 
@@ -85,4 +85,40 @@ class ReportFly(Stage):
         page.add(Heading("Cost and provenance"), cost(results))
         page.write(ctx.workdir)
         write_json(ctx.workdir / "results.json", fly.result_rows(bench, benched))
+        return page.outcomes
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportFlyAccuracy(Stage):
+    """Right answers of every decoder beside those of plain decoding.
+
+    Args:
+        scale: smoke, cpu or paper; for the title.
+        resamples: of the bootstrap.
+    """
+
+    INPUTS: ClassVar = {"results": Many(Artifact)}
+    OUTPUT: ClassVar = Report
+
+    scale: str
+    resamples: int
+
+    def run(self, ctx: StageContext) -> Metrics:
+        """`index.html`, `report.md` and `results.json`."""
+        from effllm.pipelines.reports import answers
+        from effllm.pipelines.reports.frame import cost, smoke_warning
+        from effllm.pipelines.reports.page import Heading, Page
+
+        results = ctx.input_list("results", Artifact)
+        bench = answers.gather_answers(results, self.resamples)
+        page = Page(
+            "FLy: right answers",
+            f"Scale {self.scale}, greedy. Every figure was measured by effllm.",
+        )
+        page.add(*smoke_warning(self.scale))
+        page.add(Heading("Right answers"), answers.answer_table(bench))
+        page.add(Heading("Verdicts"), *answers.verdicts(bench))
+        page.add(Heading("Cost and provenance"), cost(results))
+        page.write(ctx.workdir)
+        write_json(ctx.workdir / "results.json", answers.result_rows(bench))
         return page.outcomes

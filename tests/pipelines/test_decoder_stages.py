@@ -83,6 +83,9 @@ def test_exact_decoders_give_the_answers_of_plain_decoding(execute, store, monke
         assert [row["id"] for row in predicted] == [0, 1, 2, 3]
     assert answers["plain"] == answers["lookup"] == answers["draft"]
     assert passes["lookup"] < passes["plain"]
+    report = store.folder(graph["report"].stage, graph["report"].digest)
+    assert (report / "report.md").read_text().count("**supported**") == 2
+    assert "4 of 4 texts are the same" in (report / "index.html").read_text()
 
 
 def test_tasks_made_before_kinds_could_be_chosen_keep_their_digest(store):

@@ -10,6 +10,7 @@ from effllm.modules.decoding.verifiers.exact import Exact
 from effllm.modules.decoding.verifiers.fly import Fly
 from effllm.modules.decoding.verifiers.margin import Margin
 from effllm.modules.decoding.verifiers.typical import Typical
+from effllm.pipelines.reports import answers
 from effllm.pipelines.reports.arms import Arm
 from effllm.pipelines.reports.decoding import Bench, loosened_places, text_table
 from effllm.pipelines.reports.fly import verdicts
@@ -281,3 +282,30 @@ def test_the_sweep_turns_one_knob_at_a_time():
         "margin 0.3 nats",
     ]
     assert table.columns[0] == "Prompt lookup" and table.strong == {1}
+
+
+def test_answers_are_compared_item_by_item():
+    def row(arm, number, *, correct, text="7", loosened=0):
+        answer = {"text": text, "tokens": 3, "emitted": 2, "rounds": 1, "loosened": loosened}
+        return {"set": arm, "group": "recall", "id": number, "correct": correct, **answer}
+
+    items = range(400)
+    rows = [row("plain", n, correct=n % 2) for n in items]
+    rows += [row("exact", n, correct=n % 2) for n in reversed(items)]
+    rows += [
+        row("fly", n, correct=n % 2 and n > 40, text="8" if n <= 40 else "7", loosened=1)
+        for n in items
+    ]
+    about = {name: ARMS[name] for name in ("plain", "exact", "fly")}
+    bench = Bench.of(rows, about, 1000)
+    exact, fly = answers.verdicts(bench)
+    assert exact.outcome == "supported" and exact.evidence.startswith("400 of 400")
+    assert fly.outcome == "not reproduced"  # it lost 20 right answers of 200, and won none
+    assert "Right answers 180 against 200 of 400; change -5.0 [" in fly.evidence
+    table = answers.answer_table(bench)
+    plain, exact_cells, fly_cells = table.rows
+    assert plain[1].startswith("50.0 [") and plain[2:4] == ["", ""]
+    assert exact_cells[2:4] == ["+0.0 [+0.0, +0.0]", "400"]
+    assert fly_cells[2].startswith("-5.0 [") and fly_cells[3] == "359" and table.strong == {2}
+    rows[len(items)]["text"] = "9"  # the exact arm's last item
+    assert answers.verdicts(Bench.of(rows, about, 1000))[0].outcome == "not supported"
