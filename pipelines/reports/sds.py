@@ -347,8 +347,14 @@ def with_interval(interval: Interval, digits: int | None = None) -> str:
 
 
 def signed(interval: Interval) -> str:
-    """`-9.1 [-10.2, -8.0]`."""
-    return f"{interval.value:+.1f} [{interval.low:+.1f}, {interval.high:+.1f}]"
+    """`-9.1 [-10.2, -8.0]`; large figures as `+36,168` and `+1.1e+06`."""
+
+    def show(value: float) -> str:
+        if abs(value) >= 1e6:
+            return f"{value:+.1e}"
+        return f"{value:+,.0f}" if abs(value) >= 1000 else f"{value:+.1f}"
+
+    return f"{show(interval.value)} [{show(interval.low)}, {show(interval.high)}]"
 
 
 def seconds(row: Row) -> str:
