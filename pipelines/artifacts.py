@@ -355,7 +355,7 @@ class TeacherRecord(Artifact):
         stored, kind = load_file(self.path / "teacher.safetensors"), self.read_json("teacher.json")
         ids = stored.get("ids")
         return [
-            Teacher(kind["kind"], None if ids is None else ids[number].long(), log_probs)
+            Teacher(kind["kind"], None if ids is None else ids[number], log_probs)
             for number, log_probs in enumerate(stored["log_probs"])
         ]
 

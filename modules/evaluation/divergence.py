@@ -27,7 +27,7 @@ class Teacher:
 
     Attributes:
         kind: which divergence.
-        ids: (T, k) tokens, or None for all of them.
+        ids: (T, k) int32 tokens, or None for all of them.
         log_probs: (T, k) float32, normalised as `kind` wants.
     """
 
@@ -51,14 +51,20 @@ class Teacher:
             return cls("full", None, torch.log_softmax(logits.float(), dim=-1))
         values, ids = logits.float().topk(top_k, dim=-1)
         whole = logits.float() if kind == "topk_rest" else values
-        return cls(kind, ids, values - whole.logsumexp(dim=-1, keepdim=True))
+        log_probs = values - whole.logsumexp(dim=-1, keepdim=True)
+        return cls(kind, ids.to(torch.int32), log_probs)
+
+    def to(self, device: torch.device | str) -> "Teacher":
+        """The same on another device."""
+        ids = None if self.ids is None else self.ids.to(device)
+        return Teacher(self.kind, ids, self.log_probs.to(device))
 
     def divergence(self, logits: Tensor) -> Tensor:
         """(T,) float32 KL(teacher || student) in nats for the student's (T, V) logits."""
         student = logits.float()
         if self.ids is None:
             return _kl(self.log_probs, torch.log_softmax(student, dim=-1))
-        values = student.gather(-1, self.ids)
+        values = student.gather(-1, self.ids.long())
         whole = student if self.kind == "topk_rest" else values
         log_probs = values - whole.logsumexp(dim=-1, keepdim=True)
         found = _kl(self.log_probs, log_probs)
@@ -83,11 +89,11 @@ def record_teacher(
     top_k: int,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[Teacher]:
-    """A teacher's predictions on each of (N, T) windows; the last position predicts nothing."""
+    """A teacher's predictions on each of (N, T) windows, on the CPU; last positions have none."""
     teachers = []
     for window in windows:
         logits = model(input_ids=window[None].to(model.device), use_cache=False).logits
-        teachers.append(Teacher.of(logits[0, :-1], kind, top_k))
+        teachers.append(Teacher.of(logits[0, :-1], kind, top_k).to("cpu"))
         progress(len(teachers))
     return teachers
 
@@ -104,6 +110,7 @@ def window_divergence(
     means: list[Tensor] = []
     for teacher, window in zip(teachers, windows, strict=True):
         logits = model(input_ids=window[None].to(model.device), use_cache=False).logits
-        means.append(teacher.divergence(logits[0, :-1]).double().mean().cpu())
+        divergences = teacher.to(logits.device).divergence(logits[0, :-1])
+        means.append(divergences.double().mean().cpu())
         progress(len(means))
     return torch.stack(means)

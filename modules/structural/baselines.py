@@ -16,6 +16,7 @@ from effllm.modules.errors import ConfigError
 from effllm.modules.modeling.stream import BlockStream
 from effllm.modules.sparsity.gram import Energy
 from effllm.modules.structural.compact import install
+from effllm.modules.structural.sizes import sublayer_size
 from effllm.modules.structural.units import KINDS, Kept, SubLayer, key_matrix
 
 
@@ -105,9 +106,11 @@ class Uniform:
 class Fluctuation:
     """FLAP: how much a channel's input varies, times its weights; removed means become a bias.
 
-    Scores are standardised within a sub-layer and ranked over depth, so that widths differ.
+    Scores are standardised over the channels of a sub-layer and ranked over depth, so that widths
+    differ; a head's score is the mean of its channels', which FLAP's code squares first.
 
-    Source: FLAP (arXiv:2312.11983), WIFV metric with standardisation and bias compensation.
+    Source: FLAP (arXiv:2312.11983), WIFV metric with standardisation and bias compensation, and
+        lib/prune.py `prune_flap`.
     Deviates: heads and neurons are ranked apart, each under its own budget (FLAP ranks them
         together), so that all methods remove as many of each. Every sub-layer keeps at least one
         unit.
@@ -130,10 +133,8 @@ class Fluctuation:
             for one in mine:
                 mean, variance = moments[one.key].unbind(0)
                 weight = key_matrix(stream.model, one).read().float()
-                channels = variance * weight.square().sum(dim=0)
-                units = channels.view(one.units, one.size).mean(dim=1)
-                spread = units.std() if one.units > 1 else torch.tensor(1.0)
-                scores[one.name] = ((units - units.mean()) / spread.clamp_min(1e-12)).cpu()
+                weighted = variance * weight.square().sum(dim=0)
+                scores[one.name] = fluctuation_scores(weighted, one).cpu()
                 means[one.name] = mean
             stream.advance()
         kept = {}
@@ -155,8 +156,8 @@ class Fluctuation:
 class BlockInfluence:
     """ShortGPT: whole blocks go, those that turn their input least.
 
-    The number of blocks is the nearest to the budget; influence is 1 - cosine between what enters
-    and what leaves a block.
+    So many go that the parameters left are nearest to those of an even distribution whose heads
+    still read all keys; influence is 1 - cosine between what enters and what leaves a block.
 
     Source: ShortGPT (arXiv:2403.03853).
     """
@@ -177,14 +178,32 @@ class BlockInfluence:
             stream.advance()
             after = torch.cat(stream.hidden).float()
             influences.append(1 - cosine_similarity(before, after, dim=-1).mean())
-        share = sum(targets.values()) / sum(one.units for one in layers)
-        count = int(share * len(influences) + 0.5)
-        left = set(without_lowest(torch.stack(influences), count).tolist())
+        blocks = list(stream.blocks)
+        whole = [0] * len(blocks)
+        even = 0
+        for one in layers:
+            units = torch.arange(one.units)
+            whole[one.block] += sublayer_size(blocks[one.block], one, units).parameters
+            spread = torch.linspace(0, one.units - 1, one.units - targets[one.name]).round().long()
+            even += sublayer_size(blocks[one.block], one, spread).parameters
+        order = torch.argsort(torch.stack(influences), stable=True).tolist()
+        sizes = [sum(whole[one] for one in order[gone:]) for gone in range(len(order))]
+        count = min(range(len(sizes)), key=lambda gone: abs(sizes[gone] - even))
+        left = set(order[count:])
         kept = {}
         for one in layers:
             units = torch.arange(one.units if one.block in left else 0)
             kept[one.name] = slice_of(key_matrix(stream.model, one).read(), one, units)
         return kept
+
+
+def fluctuation_scores(channels: Tensor, layer: SubLayer) -> Tensor:
+    """(units,) standardised scores of a sub-layer from (C,) weighted variances of its inputs."""
+    if layer.kind == "attention":
+        channels = channels.square()
+    deviation = channels - channels.mean()
+    spread = channels.std().clamp_min(torch.finfo(channels.dtype).tiny)
+    return (deviation / spread).view(layer.units, layer.size).mean(dim=1)
 
 
 class Moments:

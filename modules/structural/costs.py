@@ -7,7 +7,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import nn
@@ -16,7 +16,8 @@ from effllm.modules.errors import ConfigError
 from effllm.modules.modeling.blocks import decoder_blocks
 from effllm.modules.structural.fitness import LevelModel
 from effllm.modules.structural.search import Budget, CostBudget, State, UnitBudget
-from effllm.modules.structural.units import Kept, SubLayer, attention_shape, parts_of
+from effllm.modules.structural.sizes import SubLayerSize, sublayer_size
+from effllm.modules.structural.units import Kept, SubLayer
 
 Cost = Literal["parameters", "memory", "latency"]
 Table = list[list[float]]  # table[sub-layer][level]
@@ -85,7 +86,7 @@ class Costs:
 
     def _of(self, levels: LevelModel, layer: SubLayer, kept: Kept) -> float:
         block = decoder_blocks(levels.model)[layer.block]
-        size = _size(block, layer, kept)
+        size = sublayer_size(block, layer, kept.units)
         if self.cost == "parameters":
             return float(size.parameters)
         if self.cost == "memory":
@@ -94,30 +95,7 @@ class Costs:
         return _latency(levels, size, self.context)
 
 
-@dataclass(frozen=True)
-class _Size:
-    """Numbers in weights, channels per cached token, and the widths of the two halves."""
-
-    parameters: int
-    cached: int
-    width: int
-    inner: int
-    matrices: int
-
-
-def _size(block: Any, layer: SubLayer, kept: Kept) -> _Size:
-    parts = parts_of(block)
-    width = int(block.get_submodule(layer.key).weight.shape[0])
-    if layer.kind == "ffn":
-        matrices = 3 if "gate" in parts else 2
-        return _Size(matrices * width * len(kept.units), 0, width, len(kept.units), matrices)
-    heads, kv_heads, size = attention_shape(block)
-    read = {int(unit) * layer.heads // (heads // kv_heads) for unit in kept.units}
-    inner, cached = len(kept.units) * layer.size, len(read) * size
-    return _Size(2 * width * (inner + cached), cached, width, inner, 2)
-
-
-def _latency(levels: LevelModel, size: _Size, context: int) -> float:
+def _latency(levels: LevelModel, size: SubLayerSize, context: int) -> float:
     """Median seconds of one token through matrices of this size, and over its cache."""
     if not size.inner:
         return 0.0

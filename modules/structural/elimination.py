@@ -109,7 +109,7 @@ class LocalPruner:
         hessian, factor, used = damped(gram, self.damping)
         target = hessian @ dense  # G
         total = float((dense * target).sum())
-        state = _State(torch.cholesky_inverse(factor), dense.clone(), target, size)
+        state = Remaining(torch.cholesky_inverse(factor), dense.clone(), target, size)
         state.free = dead.view(units, size).all(dim=1)
         order: list[int] = []
         levels = []
@@ -150,7 +150,7 @@ class LocalPruner:
         return Level(removed, kept, values.T.to(weight.dtype).contiguous(), share)
 
 
-class _State:
+class Remaining:
     """P = H_KK^-1, V and G of the units that are left."""
 
     def __init__(self, inverse: Tensor, values: Tensor, target: Tensor, size: int) -> None:

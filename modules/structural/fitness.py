@@ -75,6 +75,7 @@ class KlFitness:
     Attributes:
         full_evaluations: block evaluations of candidates, each counted with its tokens, if every
             value that was asked for had taken a full pass.
+        remembered_evaluations: those of them whose value was known already.
     """
 
     def __init__(
@@ -89,7 +90,7 @@ class KlFitness:
         self.levels, self.kind, self.top_k = levels, kind, top_k
         self.resume, self.batch_size = resume, batch_size
         self.runner = ResumableModel(levels.model)
-        self.full_evaluations = 0
+        self.full_evaluations = self.remembered_evaluations = 0
         self._teaching = 0
         self._batches: list[Sequence[Tensor]] = []
         self._teachers: list[list[Teacher]] = []
@@ -102,6 +103,11 @@ class KlFitness:
         """Block evaluations of candidates that were done, each counted with its tokens."""
         return self.runner.evaluated - self._teaching
 
+    @property
+    def effort(self) -> tuple[int, int, int]:
+        """Block evaluations: done, of full passes, and of these remembered."""
+        return self.evaluations, self.full_evaluations, self.remembered_evaluations
+
     def use_text(self, stages: Sequence[Tensor]) -> None:
         """Judge on new windows, (N, T) per stage; the dense model reads them first."""
         self._batches = [windows.split(self.batch_size) for windows in stages]
@@ -113,7 +119,7 @@ class KlFitness:
         for batches in self._batches:
             teachers = []
             for batch in batches:
-                logits, _ = self.runner.run(batch)
+                logits, _ = self.runner.run(batch, keep=False)
                 predictions = logits[:, :-1].flatten(0, 1)
                 teachers.append(Teacher.of(predictions, self.kind, self.top_k))
             self._teachers.append(teachers)
@@ -131,9 +137,10 @@ class KlFitness:
 
     def __call__(self, state: State, stage: int) -> float:
         """Fitness of a state on the text of a stage."""
-        tokens = sum(batch.numel() for batch in self._batches[stage])
-        self.full_evaluations += len(self.runner.blocks) * tokens
+        full = len(self.runner.blocks) * sum(batch.numel() for batch in self._batches[stage])
+        self.full_evaluations += full
         if state in self._known[stage]:
+            self.remembered_evaluations += full
             return self._known[stage][state]
         parent = self._parent if self.resume and state != self._parent else None
         if parent is not None and parent not in self._entered[stage]:
@@ -142,6 +149,8 @@ class KlFitness:
 
     def _evaluate(self, state: State, stage: int) -> float:
         start, inputs = self._nearest(state, stage)
+        # The first stage has too many candidates to keep what enters their blocks.
+        keep = self.resume and (stage > 0 or state == self._parent)
         self.levels.install(state)
         total, positions = 0.0, 0
         entered: list[list[Tensor]] = []
@@ -149,16 +158,15 @@ class KlFitness:
             zip(self._batches[stage], self._teachers[stage], strict=True)
         ):
             logits, known = self.runner.run(
-                batch, start=start, inputs=inputs[number] if start else None
+                batch, start=start, inputs=inputs[number] if start else None, keep=keep
             )
             entered.append(known)
             divergences = teacher.divergence(logits[:, :-1].flatten(0, 1))
             total += float(divergences.double().sum())
             positions += len(divergences)
-        if self.resume and state == self._parent:
-            self._entered[stage] = {state: entered}
-        elif self.resume and stage:  # the first stage has too many candidates to keep
-            self._entered[stage][state] = entered
+        if keep:
+            others = {} if state == self._parent else self._entered[stage]
+            self._entered[stage] = {**others, state: entered}
         self._known[stage][state] = total / positions
         return total / positions
 

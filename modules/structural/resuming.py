@@ -32,7 +32,12 @@ class ResumableModel:
 
     @torch.no_grad()
     def run(
-        self, batch: Tensor, *, start: int = 0, inputs: list[Tensor] | None = None
+        self,
+        batch: Tensor,
+        *,
+        start: int = 0,
+        inputs: list[Tensor] | None = None,
+        keep: bool = True,
     ) -> tuple[Tensor, list[Tensor]]:
         """Logits of a batch.
 
@@ -41,28 +46,32 @@ class ResumableModel:
             start: first block to evaluate.
             inputs: (B, T, C) what enters each block up to `start`, from an earlier pass over the
                 same batch; needed if start > 0.
+            keep: hold what enters the blocks.
 
         Returns:
-            (B, T, V) logits in the model's dtype, and what entered each block.
+            (B, T, V) logits in the model's dtype, and what entered each block, if it was kept.
         """
         if start and (inputs is None or len(inputs) <= start):
             raise ValueError(f"starting at block {start} needs what enters it")
-        entered = list(inputs[:start]) if inputs else []
+        entered = list(inputs[:start]) if inputs and keep else []
         known = inputs[start] if inputs and start else None
-        with self._patched(start, known, entered):
+        with self._patched(start, known, entered if keep else None):
             logits = self.model(input_ids=batch.to(self.model.device), use_cache=False).logits
         self.evaluated += (len(self.blocks) - start) * batch.numel()
         return logits, entered
 
     @contextmanager
-    def _patched(self, start: int, known: Tensor | None, entered: list[Tensor]) -> Iterator[None]:
+    def _patched(
+        self, start: int, known: Tensor | None, entered: list[Tensor] | None
+    ) -> Iterator[None]:
         def skip(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             return hidden
 
         def evaluate(original: Any, first: bool) -> Any:
             def forward(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
                 hidden = known if first and known is not None else hidden
-                entered.append(hidden)
+                if entered is not None:
+                    entered.append(hidden)
                 return original(hidden, *args, **kwargs)
 
             return forward

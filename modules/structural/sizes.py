@@ -1,11 +1,14 @@
-"""What a model weighs, counted and not computed from its configuration."""
+"""What a model weighs, counted and not computed from its configuration; what a sub-layer would."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from effllm.modules.modeling.blocks import decoder_blocks
+from effllm.modules.structural.units import SubLayer, attention_shape, parts_of
 
 
 def count_parameters(model: PreTrainedModel) -> tuple[int, int]:
@@ -30,3 +33,35 @@ def cache_bytes_per_token(model: PreTrainedModel) -> int:
             assert isinstance(states, torch.Tensor)
             held += states.numel() * states.element_size()
     return held // tokens.numel()
+
+
+@dataclass(frozen=True)
+class SubLayerSize:
+    """A sub-layer with some of its units.
+
+    Attributes:
+        parameters: numbers in its weights.
+        cached: channels per cached token, of keys or of values.
+        width: channels of the model.
+        inner: channels between its matrices.
+        matrices: of this size.
+    """
+
+    parameters: int
+    cached: int
+    width: int
+    inner: int
+    matrices: int
+
+
+def sublayer_size(block: Any, layer: SubLayer, units: Tensor) -> SubLayerSize:
+    """Size of a sub-layer of a whole block with (k,) units; keys go that no unit reads."""
+    parts = parts_of(block)
+    width = int(block.get_submodule(layer.key).weight.shape[0])
+    if layer.kind == "ffn":
+        matrices = 3 if "gate" in parts else 2
+        return SubLayerSize(matrices * width * len(units), 0, width, len(units), matrices)
+    heads, kv_heads, size = attention_shape(block)
+    read = {int(unit) * layer.heads // (heads // kv_heads) for unit in units}
+    inner, cached = len(units) * layer.size, len(read) * size
+    return SubLayerSize(2 * width * (inner + cached), cached, width, inner, 2)

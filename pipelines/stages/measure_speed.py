@@ -49,6 +49,9 @@ class MeasureSpeed(Stage):
         text = ctx.input("windows", Windows).token_ids().flatten().tolist()
         rows = ctx.load_rows()
         labels = list(runners)
+        if rows:  # a new process is cold again
+            for runner in runners.values():
+                self._measure(runner, text[: self.prompt_tokens])
         for number in range(len(rows) // len(labels), self.repeats + 1):
             # The text goes round where it is too short for a prompt of its own each time.
             start = number * self.prompt_tokens

@@ -27,6 +27,7 @@ class PruneUnits(Stage):
         seed: of random choices.
     """
 
+    VERSION: ClassVar[int] = 2  # 2: FLAP's scores of heads and ShortGPT's count of blocks
     INPUTS: ClassVar = {"model": Checkpoint, "windows": Windows}
     OUTPUT: ClassVar = Checkpoint
     VOLATILE: ClassVar = frozenset({"micro_batch_size"})

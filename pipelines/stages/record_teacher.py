@@ -44,10 +44,10 @@ class RecordTeacher(Stage):
             top_k=self.top_k,
             progress=lambda done: ctx.progress(done, len(windows), "window"),
         )
-        tensors = {"log_probs": torch.stack([one.log_probs for one in teachers]).cpu()}
-        ids = [one.ids.to(torch.int32) for one in teachers if one.ids is not None]
+        tensors = {"log_probs": torch.stack([one.log_probs for one in teachers])}
+        ids = [one.ids for one in teachers if one.ids is not None]
         if ids:
-            tensors["ids"] = torch.stack(ids).cpu()
+            tensors["ids"] = torch.stack(ids)
         save_file(tensors, ctx.workdir / "teacher.safetensors")
         kind = teachers[0].kind
         write_json(ctx.workdir / "teacher.json", {"kind": kind})

@@ -43,6 +43,7 @@ class SearchAllocation(Stage):
         seed: of moves and of the text that is drawn.
     """
 
+    VERSION: ClassVar[int] = 2  # 2: counts late starts and remembered values apart
     INPUTS: ClassVar = {"model": Checkpoint, "supernet": SupernetFiles, "windows": Windows}
     OUTPUT: ClassVar = Allocation
     VOLATILE: ClassVar = frozenset({"resume_passes", "micro_batch_size"})
@@ -81,7 +82,7 @@ class SearchAllocation(Stage):
         for generation in range(len(rows), self.evolution.steps):
             if self._settled(rows):
                 break
-            started, before = time.perf_counter(), (fitness.evaluations, fitness.full_evaluations)
+            started, before = time.perf_counter(), fitness.effort
             if generation // self.evolution.keep_batches != text:
                 text = generation // self.evolution.keep_batches
                 fitness.use_text(self._draw(ctx, windows, text))
@@ -105,8 +106,9 @@ class SearchAllocation(Stage):
                     "text": text,
                     "candidates": [len(one) for one in judged],
                     "best": [min(one.values(), default=None) for one in judged],
-                    "block_evaluations": fitness.evaluations - before[0],
-                    "full_block_evaluations": fitness.full_evaluations - before[1],
+                    "effort": [
+                        one - other for one, other in zip(fitness.effort, before, strict=True)
+                    ],
                     "seconds": round(time.perf_counter() - started, 3),
                 }
             )
@@ -115,7 +117,7 @@ class SearchAllocation(Stage):
             ctx.log({"fitness": judged[-1][winner]}, step=generation)
             ctx.progress(generation + 1, self.evolution.steps, "generation")
         # What an interruption changes, counts and times, is no part of the result.
-        effort = ("seconds", "block_evaluations", "full_block_evaluations")
+        effort = ("seconds", "effort")
         history = [{k: v for k, v in row.items() if k not in effort} for row in rows]
         write_rows(ctx.workdir / "history.jsonl", history)
         removed = dict(
@@ -125,8 +127,7 @@ class SearchAllocation(Stage):
             ctx.workdir / "allocation.json",
             {"supernet": supernet.label, "iteration": supernet.iteration, "removed": removed},
         )
-        done = sum(row["block_evaluations"] for row in rows)
-        full = sum(row["full_block_evaluations"] for row in rows)
+        done, full, remembered = (sum(row["effort"][one] for row in rows) for one in range(3))
         return {
             "generations": len(rows),
             "improvements": sum(row["changed"] for row in rows),
@@ -134,7 +135,9 @@ class SearchAllocation(Stage):
             "fitness_last": rows[-1]["fitness"] if rows else None,
             "block_evaluations": done,
             "full_block_evaluations": full,
+            "remembered_block_evaluations": remembered,
             "fewer_block_evaluations": full / done if done else None,
+            "fewer_by_late_starts": (full - remembered) / done if done else None,
             "search_seconds": sum(row["seconds"] for row in rows),
         }
 
@@ -145,8 +148,10 @@ class SearchAllocation(Stage):
         file = ctx.progress_dir / "costs.json"
         known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
         budget = self.budget.build(levels, centre, known)
-        if isinstance(budget, CostBudget):
-            write_json(file, budget.costs)
+        if known is None and isinstance(budget, CostBudget):
+            partial = file.with_suffix(".partial")
+            write_json(partial, budget.costs)
+            partial.replace(file)  # a kill leaves the whole table or none
         return budget
 
     def _settled(self, rows: list[dict[str, Any]]) -> bool:

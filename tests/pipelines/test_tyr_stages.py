@@ -204,9 +204,31 @@ def test_bad_settings_are_refused_in_one_line(overrides, error, message, execute
 
 
 @pytest.mark.parametrize("cost", ["parameters", "memory", "latency"])
-def test_other_budgets_are_kept(cost, execute, store):
-    pipeline = tyr_pipeline(f"unit_budget@pipeline.s50.search.budget={cost}")
+def test_other_budgets_are_kept(cost, execute, store, monkeypatch):
+    """The winner's cost is within the band below that of the start, also after a guided step."""
+    from effllm.modules.structural.costs import Costs
+    from effllm.modules.structural.search import Space
+
+    tables = []
+    of = Costs.build
+
+    def build(self, levels, centre, known=None):
+        tables.append(of(self, levels, centre, known))
+        return tables[-1]
+
+    monkeypatch.setattr(Costs, "build", build)
+    pipeline = tyr_pipeline(
+        f"unit_budget@pipeline.s50.search.budget={cost}", "budget.search_guided=2"
+    )
     assert execute(pipeline, until="s50.searched")["s50.searched"] == "ran"
+    graph = build_graph(pipeline, store)
+    removed = open_as(store, graph, "search", Allocation).removed()
+    supernet = open_as(store, graph, "supernet", SupernetFiles).open()
+    layers = supernet.layers
+    space = Space(layers, [supernet.removals[one.name] for one in layers])
+    state = space.state([removed[one.name] for one in layers])
+    (budget,) = tables
+    assert (1 - budget.band) * budget.limit <= budget.total(state) <= budget.limit
 
 
 def test_whole_groups_at_half_the_units_load_as_a_stock_model(execute, store):
@@ -236,11 +258,15 @@ def test_fused_projections_are_refused(execute):
         execute(tyr_pipeline("model.family=gpt2"), until="s50.supernet")
 
 
-def test_few_tokens_are_warned_about(finished):
-    store, graph, _ = finished
+def test_few_tokens_are_warned_about(finished, execute, store):
+    done, graph, _ = finished
     one = instance(graph, "supernet")
-    few = 8 * 64 < 4 * 128
-    assert bool(store.manifest(one.stage, one.digest)["warnings"]) == few
+    assert not done.manifest(one.stage, one.digest)["warnings"]
+    pipeline = tyr_pipeline("budget.calibration_sequences=4")
+    execute(pipeline, until="s50.supernet")
+    one = instance(build_graph(pipeline, store), "supernet")
+    (warning,) = store.manifest(one.stage, one.digest)["warnings"]
+    assert "tokens" in warning
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from effllm.modules.errors import ConfigError, NumericalError
-from effllm.modules.structural.elimination import LocalPruner, damped, unit_scores
+from effllm.modules.structural.elimination import LocalPruner, Remaining, damped, unit_scores
 
 TINY = 1e-10  # damping that stands for none
 
@@ -46,6 +46,29 @@ def test_every_level_is_the_least_squares_optimum_on_its_units(size, score):
         torch.testing.assert_close(level.weight, values[:, rows], rtol=1e-9, atol=1e-9)
         assert level.error == pytest.approx(error, abs=1e-12)
     assert found.levels[-1].error == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(("size", "chunk"), [(1, 1), (1, 3), (3, 1), (2, 2)])
+def test_what_is_carried_along_is_the_inverse_and_the_refit_of_the_units_left(size, chunk):
+    weight, gram = layer()
+    hessian, factor, _ = damped(gram, 0.01)
+    target = hessian @ weight.T
+    state = Remaining(torch.cholesky_inverse(factor), weight.T.clone(), target, size)
+    gone = []
+    for step in range(3):
+        gone += state.remove("official", chunk)
+        if step == 1:
+            state.shrink()
+        left = [unit for unit in range(12 // size) if unit not in gone]
+        rows = torch.tensor([size * unit + i for unit in left for i in range(size)])
+        inverse = torch.linalg.inv(hessian[rows][:, rows])
+        mine = state.units[~state.gone]
+        assert mine.tolist() == left
+        places = (~state.gone).repeat_interleave(size).nonzero()[:, 0]
+        torch.testing.assert_close(state.inverse[places][:, places], inverse)
+        torch.testing.assert_close(state.values[places], inverse @ target[rows])
+        if len(left) <= chunk:
+            break
 
 
 def test_no_change_of_the_refit_lowers_the_error():

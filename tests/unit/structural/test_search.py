@@ -156,6 +156,22 @@ def test_with_fixed_text_the_best_never_gets_worse():
         last = judged[-1][parent]
 
 
+def test_guided_children_keep_a_cost_budget():
+    one = space()
+    costs = [[10.0 - level * (1 + place % 2) for level in range(5)] for place in range(8)]
+    limit = sum(row[2] for row in costs)
+    weights = [2.0**place for place in range(8)]
+
+    def fitness(state, stage):
+        return sum(w * level for w, level in zip(weights, state, strict=True))
+
+    narrow = CostBudget(costs, limit, band=0.01)
+    wide = CostBudget(costs, 2 * limit, band=0.99)
+    every = guided_children((2,) * 8, one, wide, fitness)
+    kept = guided_children((2,) * 8, one, narrow, fitness)
+    assert kept == [state for state in every if narrow.allows(state)] != every
+
+
 def test_two_levels_are_dropping_of_sublayers():
     """Levels dense and gone: children exchange one whole sub-layer for another, as in EvoPress."""
     layers = [SubLayer(block, "attention", "key", 4, 1) for block in range(5)]
@@ -261,6 +277,34 @@ def test_resumed_and_full_passes_give_the_same_fitness_with_less_work(levels):
         work.append((fitness.evaluations, fitness.full_evaluations))
     assert values[0] == values[1]
     assert work[1][0] < work[0][0] < work[0][1] == work[1][1]
+
+
+def test_full_passes_hold_no_hidden_states(levels, monkeypatch):
+    held = []
+    run = ResumableModel.run
+
+    def watch(self, *args, **options):
+        logits, entered = run(self, *args, **options)
+        held.append(len(entered))
+        return logits, entered
+
+    monkeypatch.setattr(ResumableModel, "run", watch)
+    parent = levels.space.state([levels.supernet.centre[x.name] for x in levels.supernet.layers])
+    for resume in (False, True):
+        held.clear()
+        fitness = judge(levels, resume=resume)
+        fitness.start_from(parent)
+        fitness(parent, 1)
+        assert any(held) == resume
+
+
+def test_values_that_are_known_are_counted_as_such(levels):
+    parent = levels.space.state([levels.supernet.centre[x.name] for x in levels.supernet.layers])
+    fitness = judge(levels, resume=True)
+    fitness.start_from(parent)
+    first, again = fitness(parent, 1), fitness(parent, 1)
+    done, full, remembered = fitness.effort
+    assert first == again and done == full - remembered == remembered
 
 
 def test_a_new_parent_keeps_its_hidden_states_and_values_stay_right(levels):
