@@ -2,9 +2,11 @@
 
 import copy
 import itertools
+import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from toy_supernets import deep_model, store, windows
 
 from effllm.modules.errors import ConfigError, NumericalError
@@ -12,6 +14,7 @@ from effllm.modules.evaluation.divergence import Teacher, record_teacher, window
 from effllm.modules.evaluation.perplexity import window_nll
 from effllm.modules.modeling.tiny import tiny_model
 from effllm.modules.structural.costs import Costs, Units
+from effllm.modules.structural.elimination import LocalPruner
 from effllm.modules.structural.fitness import KlFitness, LevelModel
 from effllm.modules.structural.resuming import ResumableModel
 from effllm.modules.structural.search import (
@@ -23,7 +26,8 @@ from effllm.modules.structural.search import (
     guided_children,
     mutate,
 )
-from effllm.modules.structural.units import SubLayer
+from effllm.modules.structural.supernet import Supernet, level_tensors, registry_row
+from effllm.modules.structural.units import SubLayer, key_matrix, sublayers
 
 
 def space(blocks=4, levels=5, step=2):
@@ -348,6 +352,26 @@ def test_a_candidate_starts_where_it_leaves_the_nearest_known_choice(levels):
     assert blocks_read(changed(0, last)) == 1  # goes on from the second, not from the parent
     fitness.start_from(changed(0, last - 1, last))  # a parent that has never been read
     assert blocks_read(changed(0, last - 1, last)) == 1
+
+
+def test_levels_dense_and_gone_have_the_fitness_of_dropped_sublayers(tmp_path):
+    model, rows = deep_model(), []
+    for one in sublayers(model):
+        weight, gram = key_matrix(model, one).read(), torch.eye(one.units * one.size).double()
+        found = LocalPruner().eliminate(weight, gram, size=one.size, removals=[0, one.units])
+        save_file(level_tensors(one, found), tmp_path / f"{one.name}.safetensors")
+        rows.append(registry_row(one, [0, one.units], 0, [0.0, 1.0]))
+    (tmp_path / "supernet.json").write_text(json.dumps({"iteration": 1, "sublayers": rows}))
+    levels = LevelModel(model, Supernet.open(tmp_path, "here"))
+    dropped, gone = deep_model(), (1, 4)
+    for place in gone:
+        matrix = key_matrix(dropped, levels.space.layers[place])
+        matrix.write(torch.zeros_like(matrix.read()))
+    text = windows(3, 16)
+    teachers = record_teacher(deep_model(), text, kind="full", top_k=1)
+    expected = float(window_divergence(dropped, teachers, text).mean())
+    state = tuple(int(place in gone) for place in range(len(rows)))
+    assert judge(levels, resume=True)(state, 1) == pytest.approx(expected, rel=1e-5)
 
 
 def test_divergences_agree_where_they_must():
