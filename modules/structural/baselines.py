@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from effllm.modules.errors import ConfigError
@@ -178,23 +178,31 @@ class BlockInfluence:
             stream.advance()
             after = torch.cat(stream.hidden).float()
             influences.append(1 - cosine_similarity(before, after, dim=-1).mean())
-        blocks = list(stream.blocks)
-        whole = [0] * len(blocks)
-        even = 0
-        for one in layers:
-            units = torch.arange(one.units)
-            whole[one.block] += sublayer_size(blocks[one.block], one, units).parameters
-            spread = torch.linspace(0, one.units - 1, one.units - targets[one.name]).round().long()
-            even += sublayer_size(blocks[one.block], one, spread).parameters
         order = torch.argsort(torch.stack(influences), stable=True).tolist()
-        sizes = [sum(whole[one] for one in order[gone:]) for gone in range(len(order))]
-        count = min(range(len(sizes)), key=lambda gone: abs(sizes[gone] - even))
-        left = set(order[count:])
+        left = self._left(list(stream.blocks), layers, targets, order)
         kept = {}
         for one in layers:
             units = torch.arange(one.units if one.block in left else 0)
             kept[one.name] = slice_of(key_matrix(stream.model, one).read(), one, units)
         return kept
+
+    def _left(
+        self,
+        blocks: Sequence[nn.Module],
+        layers: Sequence[SubLayer],
+        targets: Mapping[str, int],
+        order: Sequence[int],
+    ) -> set[int]:
+        """Blocks that stay when the first ones in `order` go."""
+        whole, even = [0] * len(blocks), 0  # parameters
+        for one in layers:
+            block, units = blocks[one.block], torch.arange(one.units)
+            whole[one.block] += sublayer_size(block, one, units).parameters
+            spread = torch.linspace(0, one.units - 1, one.units - targets[one.name]).round().long()
+            even += sublayer_size(block, one, spread).parameters
+        sizes = [sum(whole[one] for one in order[gone:]) for gone in range(len(order))]
+        count = min(range(len(sizes)), key=lambda gone: abs(sizes[gone] - even))
+        return set(order[count:])
 
 
 def fluctuation_scores(channels: Tensor, layer: SubLayer) -> Tensor:

@@ -28,11 +28,15 @@ def gather_answers(results: Sequence[Artifact], resamples: int) -> Bench:
         for row in one.rows():
             name = row["set"]  # `<task>` or `<task>/<way of reading>`
             answer = answers[name.partition("/")[0], row["id"]]
-            # The prompt's own pass gives the first token.
-            emitted = max(answer["tokens"] - 1, 0)
             rows.append(
-                {**answer, **row, "set": arm, "group": name, "id": (name, row["id"])}
-                | {"emitted": emitted}
+                {
+                    **answer,
+                    "set": arm,
+                    "group": name,
+                    "id": (name, row["id"]),
+                    "correct": row["correct"],
+                    "emitted": max(answer["tokens"] - 1, 0),  # the prompt's pass gives the first
+                }
             )
     return Bench.of(rows, described, resamples)
 
@@ -47,7 +51,7 @@ def answer_table(bench: Bench) -> Table:
             cells.append(interval(items.mean(arm, "correct"), 1, scale=100))
             change = items.change(arm, "plain", "correct")
             cells.append("" if arm == "plain" else interval(change, 1, sign=True, scale=100))
-        cells.append("" if arm == "plain" else f"{_same_texts(bench, arm)}")
+        cells.append("" if arm == "plain" else str(_same_texts(bench, arm)))
         cells.append(interval(bench.per(arm, "emitted", "rounds"), 2))
         cells.append("" if about.lossless else interval(bench.per(arm, "loosened", "tokens"), 3))
         body.append(cells)

@@ -111,9 +111,11 @@ class ReportFlyAccuracy(Stage):
 
         results = ctx.input_list("results", Artifact)
         bench = answers.gather_answers(results, self.resamples)
+        read = next(one for one in results if one.manifest["stage"] == "evaluate_generation")
         page = Page(
             "FLy: right answers",
-            f"Scale {self.scale}, greedy. Every figure was measured by effllm.",
+            f"Target {read.manifest['inputs']['model']}, scale {self.scale}, greedy. Every figure "
+            "was measured by effllm.",
         )
         page.add(*smoke_warning(self.scale))
         page.add(Heading("Right answers"), answers.answer_table(bench))
