@@ -14,6 +14,8 @@ from effllm.pipelines.reports.sds import Comparison, Row
 from effllm.pipelines.reports.tyr import sparsities
 from effllm.pipelines.reports.tyr_speed import Speedup
 
+_HIGHEST = 50  # times the dense model's perplexity; what is worse needs no picture
+
 
 def draw_allocations(rows: Sequence[Row], units: dict[str, int], folder: Path) -> bool:
     """Removed share of every sub-layer of the searched models. False without any."""
@@ -104,27 +106,34 @@ def draw_pareto(data: Comparison, speeds: Sequence[Speedup], folder: Path) -> bo
 
 
 def draw_perplexity(data: Comparison, folder: Path) -> None:
-    """Test perplexity over sparsity, a line per method."""
+    """Test perplexity over sparsity, a line per method; lines may leave the picture at the top."""
     columns = sparsities(data)
     table = []
-    with figure(folder, "perplexity", size=(8.5, 4.2)) as axes:
+    with figure(folder, "perplexity", size=(9.5, 4.6)) as axes:
         methods = list(dict.fromkeys(row.method for row in data.rows if row.pattern))
         for number, method in enumerate(methods):
             mine = {row.pattern: row for row in data.rows if row.method == method}
             places = [place for place, one in enumerate(columns) if one in mine]
             values = [data.perplexity(mine[columns[place]]).value for place in places]
+            searched = next(iter(mine.values())).base.startswith("searched")
             style = "o-" if number < len(COLOURS) else "s--"
             axes.plot(
                 places, values, style, color=COLOURS[number % len(COLOURS)], label=method,
-                markersize=5,
+                markersize=5, linewidth=2.4 if searched else 1.2,
             )  # fmt: skip
             table += [
                 {"model": method, "sparsity": columns[p], "test_perplexity": v}
                 for p, v in zip(places, values, strict=True)
             ]
+        dense = next((row for row in data.rows if not row.pattern), None)
+        if dense is not None:
+            least = data.perplexity(dense).value
+            most = max(row["test_perplexity"] for row in table)
+            axes.axhline(least, color="#5b6675", linestyle=":", linewidth=1.2, label=dense.method)
+            axes.set_ylim(0.85 * least, min(1.2 * most, _HIGHEST * least))
         axes.set_xticks(range(len(columns)), columns)
         axes.set_yscale("log")
         axes.set_xlabel("heads and neurons removed")
         axes.set_ylabel("test perplexity (log scale)")
-        axes.legend(fontsize=8, ncols=2)
+        axes.figure.legend(loc="outside center right", fontsize=8)
     write_csv(folder, "perplexity", table)

@@ -61,7 +61,12 @@ class ReportTyr(Stage):
         page.add(Heading("Perplexity"), tyr.main_table(data, "test"))
         page.add(tyr.main_table(data, "heldout"))
         figures.draw_perplexity(data, folder)
-        page.add(Figure("perplexity", "Test perplexity over sparsity."))
+        page.add(
+            Figure(
+                "perplexity",
+                "Test perplexity over sparsity; lines that leave the picture are in the table.",
+            )
+        )
         page.add(Heading("What the paper claims, and what these numbers say"))
         page.add(*tyr.verdicts(data, speeds))
         page.add(
