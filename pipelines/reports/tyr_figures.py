@@ -50,7 +50,9 @@ def draw_fitness(allocations: Sequence[Allocation], folder: Path) -> bool:
     """Fitness of the parent over generations; a line breaks where the text is drawn anew."""
     table = []
     with figure(folder, "fitness", size=(8.5, 3.4)) as axes:
-        for colour, one in zip(COLOURS * 4, allocations, strict=False):
+        for number, one in enumerate(allocations):
+            colour = COLOURS[number % len(COLOURS)]
+            style = "o-" if number < len(COLOURS) else "s--"
             history = one.read_rows("history.jsonl")
             name = str(one.manifest["instance"])
             texts = sorted({row["text"] for row in history})
@@ -59,12 +61,12 @@ def draw_fitness(allocations: Sequence[Allocation], folder: Path) -> bool:
                 steps = [mine[0]["generation"], *(row["generation"] + 1 for row in mine)]
                 values = [mine[0]["parent_fitness"], *(row["fitness"] for row in mine)]
                 label = name if text == texts[0] else None
-                axes.plot(steps, values, "o-", markersize=3, color=colour, label=label)
+                axes.plot(steps, values, style, markersize=3, color=colour, label=label)
             table += [{"search": name, **_plain(row)} for row in history]
         axes.set_xlabel("generation")
         axes.set_ylabel("KL from dense, nats per token")
         if table:
-            axes.legend()
+            axes.figure.legend(loc="outside center right", fontsize=9)
     if table:
         write_csv(folder, "fitness", table)
     return bool(table)
@@ -108,7 +110,7 @@ def draw_pareto(data: Comparison, speeds: Sequence[Speedup], folder: Path) -> bo
 def draw_perplexity(data: Comparison, folder: Path) -> None:
     """Test perplexity over sparsity, a line per method; lines may leave the picture at the top."""
     columns = sparsities(data)
-    table = []
+    table: list[dict[str, Any]] = []
     with figure(folder, "perplexity", size=(9.5, 4.6)) as axes:
         methods = list(dict.fromkeys(row.method for row in data.rows if row.pattern))
         for number, method in enumerate(methods):
@@ -133,6 +135,8 @@ def draw_perplexity(data: Comparison, folder: Path) -> None:
             axes.set_ylim(0.85 * least, min(1.2 * most, _HIGHEST * least))
         axes.set_xticks(range(len(columns)), columns)
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
         axes.set_xlabel("heads and neurons removed")
         axes.set_ylabel("test perplexity (log scale)")
         axes.figure.legend(loc="outside center right", fontsize=8)
