@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,7 +52,7 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
+class Stage(ABC):
     """Base of all stages.
 
     Class constants:
@@ -70,7 +71,7 @@ class Stage:
     DIGEST_DEFAULTS: ClassVar[Mapping[str, Any]] = {}
     SOURCES: ClassVar[tuple[str, ...]] = ()
 
-    @classmethod
+    @classmethod  # noqa: B027 - a hook; most stages may stand beside their like
     def check_together(cls, configs: Mapping[str, Mapping[str, Any]]) -> None:
         """Refuse instances of this class that must not stand in one pipeline.
 
@@ -81,9 +82,9 @@ class Stage:
             ConfigError: names the instances and the remedy.
         """
 
+    @abstractmethod
     def run(self, ctx: StageContext) -> Metrics:
         """Do the work: read `ctx.inputs`, write the payload to `ctx.workdir`, return metrics."""
-        raise NotImplementedError
 
 
 @dataclass

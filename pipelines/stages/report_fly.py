@@ -10,28 +10,17 @@ from effllm.pipelines.artifacts import (
     Calibration,
     Checkpoint,
     Prompts,
-    Report,
     Sweep,
-    write_json,
 )
-from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
+from effllm.pipelines.stage import Metrics, StageContext
+from effllm.pipelines.stages.report import ReportStage
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportFly(Stage):
-    """Read the benchmark, the costs and the sweep if there are any, and say what they show.
-
-    Args:
-        scale: smoke, cpu or paper; for the title.
-        resamples: of the bootstrap.
-    """
+class ReportFly(ReportStage):
+    """Read the benchmark, the costs and the sweep if there are any, and say what they show."""
 
     VERSION: ClassVar[int] = 3  # 3: with the cost; claims name the rule
-    INPUTS: ClassVar = {"results": Many(Artifact)}
-    OUTPUT: ClassVar = Report
-
-    scale: str
-    resamples: int
 
     def run(self, ctx: StageContext) -> Metrics:
         """`index.html`, `report.md`, `results.json` and `figures/`."""
@@ -83,25 +72,12 @@ class ReportFly(Stage):
             page.add(*(knob_table(data, arm) for arm in data.arms))
         page.add(Heading("Beside the paper"), fly.paper_table())
         page.add(Heading("Cost and provenance"), cost(results))
-        page.write(ctx.workdir)
-        write_json(ctx.workdir / "results.json", fly.result_rows(bench, benched))
-        return page.outcomes
+        return self.publish(ctx, page, fly.result_rows(bench, benched))
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportFlyAccuracy(Stage):
-    """Right answers of every decoder beside those of plain decoding.
-
-    Args:
-        scale: smoke, cpu or paper; for the title.
-        resamples: of the bootstrap.
-    """
-
-    INPUTS: ClassVar = {"results": Many(Artifact)}
-    OUTPUT: ClassVar = Report
-
-    scale: str
-    resamples: int
+class ReportFlyAccuracy(ReportStage):
+    """Right answers of every decoder beside those of plain decoding."""
 
     def run(self, ctx: StageContext) -> Metrics:
         """`index.html`, `report.md` and `results.json`."""
@@ -121,6 +97,4 @@ class ReportFlyAccuracy(Stage):
         page.add(Heading("Right answers"), answers.answer_table(bench))
         page.add(Heading("Verdicts"), *answers.verdicts(bench))
         page.add(Heading("Cost and provenance"), cost(results))
-        page.write(ctx.workdir)
-        write_json(ctx.workdir / "results.json", answers.result_rows(bench))
-        return page.outcomes
+        return self.publish(ctx, page, answers.result_rows(bench))

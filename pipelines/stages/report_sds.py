@@ -3,27 +3,22 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from effllm.pipelines.artifacts import Artifact, Report, write_json
-from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
+from effllm.pipelines.artifacts import Artifact
+from effllm.pipelines.stage import Metrics, StageContext
+from effllm.pipelines.stages.report import ReportStage
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportSds(Stage):
+class ReportSds(ReportStage):
     """Read every result of the pipeline and say what it shows.
 
     Args:
-        scale: smoke, cpu or paper; for the title.
         seed: calibration seed of the rows.
-        resamples: of the bootstrap.
     """
 
     VERSION: ClassVar[int] = 2  # 2: with the longest stages
-    INPUTS: ClassVar = {"results": Many(Artifact)}
-    OUTPUT: ClassVar = Report
 
-    scale: str
     seed: int
-    resamples: int
 
     def run(self, ctx: StageContext) -> Metrics:
         """`index.html`, `report.md`, `results.json`, and `figures/`."""
@@ -83,9 +78,7 @@ class ReportSds(Stage):
             page.add(Figure("layer_errors", caption + "SparseGPT, 2:4."))
         page.add(Heading("Beside the paper"), sds.paper_table())
         page.add(Heading("Cost and provenance"), Text(_settings(results)), cost(results))
-        page.write(ctx.workdir)
-        write_json(ctx.workdir / "results.json", sds.result_rows(data, "sds"))
-        return page.outcomes
+        return self.publish(ctx, page, sds.result_rows(data, "sds"))
 
 
 def _selections(results: list[Artifact]) -> list[str]:

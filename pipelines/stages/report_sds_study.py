@@ -1,29 +1,19 @@
 """The two studies around SDS as reports: the search for a setting, and calibration seeds."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
-from effllm.pipelines.artifacts import Artifact, Report, write_json
-from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
+from effllm.pipelines.artifacts import Artifact
+from effllm.pipelines.stage import Metrics, StageContext
+from effllm.pipelines.stages.report import ReportStage
 
 if TYPE_CHECKING:
     from effllm.pipelines.reports.sds import Comparison
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportSdsSearch(Stage):
-    """Which setting of the re-dense step held-out text prefers, and what it does on test text.
-
-    Args:
-        scale: smoke, cpu or paper; for the title.
-        resamples: of the bootstrap.
-    """
-
-    INPUTS: ClassVar = {"results": Many(Artifact)}
-    OUTPUT: ClassVar = Report
-
-    scale: str
-    resamples: int
+class ReportSdsSearch(ReportStage):
+    """Which setting of the re-dense step held-out text prefers, and what it does on test text."""
 
     def run(self, ctx: StageContext) -> Metrics:
         """`index.html`, `report.md` and `results.json`."""
@@ -40,25 +30,13 @@ class ReportSdsSearch(Stage):
         for base in bases:
             page.add(Heading(sds.BASES[base]), sds_study.search_table(data, base))
             page.add(sds_study.chosen_on_test(data, base))
-        page.write(ctx.workdir)
-        write_json(ctx.workdir / "results.json", sds.result_rows(data, "sds"))
+        self.publish(ctx, page, sds.result_rows(data, "sds"))
         return {"settings": len({sds_study.setting(r) for r in data.rows if r.variant == "sds"})}
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportSdsSeeds(Stage):
-    """SDS and its controls over several calibration seeds.
-
-    Args:
-        scale: smoke, cpu or paper; for the title.
-        resamples: of the bootstrap.
-    """
-
-    INPUTS: ClassVar = {"results": Many(Artifact)}
-    OUTPUT: ClassVar = Report
-
-    scale: str
-    resamples: int
+class ReportSdsSeeds(ReportStage):
+    """SDS and its controls over several calibration seeds."""
 
     def run(self, ctx: StageContext) -> Metrics:
         """`index.html`, `report.md` and `results.json`."""
@@ -74,9 +52,7 @@ class ReportSdsSeeds(Stage):
         page.add(Heading("Perplexity by seed"), sds_study.seeds_table(data))
         page.add(Heading("Verdicts over seeds"), *sds_study.seeds_verdicts(data))
         page.add(sds_study.pooled_spread(data))
-        page.write(ctx.workdir)
-        write_json(ctx.workdir / "results.json", sds.result_rows(data, "sds"))
-        return page.outcomes
+        return self.publish(ctx, page, sds.result_rows(data, "sds"))
 
 
 def _comparison(ctx: StageContext, resamples: int) -> "Comparison":

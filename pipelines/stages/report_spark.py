@@ -5,25 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from effllm.pipelines.artifacts import Artifact, Report, write_json
-from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
+from effllm.pipelines.artifacts import Artifact
+from effllm.pipelines.stage import Metrics, StageContext
+from effllm.pipelines.stages.report import ReportStage
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportSpark(Stage):
-    """Read the evaluation, and the times if there are any, and say what they show.
-
-    Args:
-        scale: smoke, cpu or paper; for the title.
-        resamples: of the bootstrap.
-    """
+class ReportSpark(ReportStage):
+    """Read the evaluation, and the times if there are any, and say what they show."""
 
     VERSION: ClassVar[int] = 4  # 4: verdicts on answers from more prompts
-    INPUTS: ClassVar = {"results": Many(Artifact)}
-    OUTPUT: ClassVar = Report
-
-    scale: str
-    resamples: int
 
     def run(self, ctx: StageContext) -> Metrics:
         """`index.html`, `report.md`, `results.json` and `figures/`."""
@@ -96,9 +87,7 @@ class ReportSpark(Stage):
             page.add(Heading("Kept channels"), picture)
         page.add(Heading("Beside the paper"), spark.paper_table())
         page.add(Heading("Cost and provenance"), cost(results))
-        page.write(ctx.workdir)
-        write_json(ctx.workdir / "results.json", spark.result_rows(study, evaluated))
-        return page.outcomes
+        return self.publish(ctx, page, spark.result_rows(study, evaluated))
 
 
 def _has(evaluated: Artifact, *slots: str) -> bool:

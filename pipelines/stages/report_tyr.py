@@ -6,31 +6,24 @@ from typing import ClassVar
 from effllm.pipelines.artifacts import (
     Allocation,
     Artifact,
-    Report,
     Speeds,
     SupernetFiles,
-    write_json,
 )
-from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
+from effllm.pipelines.stage import Metrics, StageContext
+from effllm.pipelines.stages.report import ReportStage
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportTyr(Stage):
+class ReportTyr(ReportStage):
     """Read every result of the pipeline and say what it shows.
 
     Args:
-        scale: smoke, cpu or paper; for the title.
         seed: calibration seed of the rows.
-        resamples: of the bootstrap.
     """
 
     VERSION: ClassVar[int] = 2  # 2: notes on stored sizes
-    INPUTS: ClassVar = {"results": Many(Artifact)}
-    OUTPUT: ClassVar = Report
 
-    scale: str
     seed: int
-    resamples: int
 
     def run(self, ctx: StageContext) -> Metrics:
         """`index.html`, `report.md`, `results.json`, and `figures/`."""
@@ -98,9 +91,7 @@ class ReportTyr(Stage):
             page.add(*(Text(_effort(one)) for one in allocations))
         page.add(Heading("Beside the paper"), *tyr.paper_tables())
         page.add(Heading("Cost and provenance"), cost(results), Text(_largest(nets)))
-        page.write(ctx.workdir)
-        write_json(ctx.workdir / "results.json", tyr.result_rows(data, speeds, "tyr"))
-        return page.outcomes
+        return self.publish(ctx, page, tyr.result_rows(data, speeds, "tyr"))
 
 
 def _effort(allocation: Allocation) -> str:

@@ -1,0 +1,35 @@
+"""What the reports of all papers have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from effllm.pipelines.artifacts import Artifact, Report, write_json
+from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
+
+if TYPE_CHECKING:
+    from effllm.pipelines.reports.page import Page
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportStage(Stage):
+    """Reads results and writes a page about them.
+
+    Args:
+        scale: smoke, cpu or paper; for the title.
+        resamples: of the bootstrap.
+    """
+
+    INPUTS: ClassVar = {"results": Many(Artifact)}
+    OUTPUT: ClassVar = Report
+
+    scale: str
+    resamples: int
+
+    def publish(self, ctx: StageContext, page: Page, rows: Sequence[dict[str, Any]]) -> Metrics:
+        """Write the page and `results.json`; returns outcome -> verdicts with it."""
+        page.write(ctx.workdir)
+        write_json(ctx.workdir / "results.json", rows)
+        return page.outcomes
