@@ -36,7 +36,6 @@ class Subject:
         protocols: role (heldout, test) -> protocol of the windows.
         seconds: time of all stages that made it.
         seed: of the calibration windows; None for a model that never saw any.
-        windows: how many calibration windows it saw.
         resumed: whether one of them was interrupted; its seconds count the last attempt only.
     """
 
@@ -49,7 +48,6 @@ class Subject:
     protocols: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     seed: int | None = None
-    windows: int = 0
     resumed: bool = False
 
     @property
@@ -82,7 +80,6 @@ def gather_subjects(results: Iterable[Artifact]) -> list[Subject]:
                 facts["history"][1:],
                 seconds=sum(float(one["timing"]["seconds"]) for one in made_by),
                 seed=windows[0]["seed"] if windows else None,
-                windows=int(windows[0]["metrics"]["windows"]) if windows else 0,
                 resumed=any(one["timing"]["resumed"] for one in made_by),
             )
         subject = subjects[label]

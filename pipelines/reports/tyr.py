@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from effllm.modules.evaluation.intervals import Interval, bootstrap
@@ -32,7 +31,7 @@ LOCAL = "Týr local pruning, even"
 EVEN = "Týr supernet, even"
 SEARCHED = "Týr, searched"
 _IN_PAPER = ("wanda", "flap", "shortgpt", "second")
-_ORDER = ["dense", *BASELINES, "second", "second_more", "local", "even", "searched"]
+_ORDER = ["dense", *BASELINES, "second", "local", "even", "searched"]
 _VARIANT = "tyr"
 # What a small machine should gain at half the units; ours.
 DECODE_GOAL, PREFILL_GOAL = 1.35, 1.5
@@ -72,17 +71,6 @@ def describe(subject: Subject) -> Row:
     if marks:
         kind, name = f"{kind}_variant", f"{name}: {', '.join(marks)}"
     return Row(subject, kind, _VARIANT, sparsity, name)
-
-
-def tell_apart(rows: Sequence[Row]) -> list[Row]:
-    """Second-order rows that calibrated on more text than others become a row of their own."""
-    least = min((row.subject.windows for row in rows if row.base == "second"), default=0)
-    return [
-        replace(row, base="second_more", method=f"{SECOND}, {row.subject.windows} windows")
-        if row.base == "second" and row.subject.windows > least
-        else row
-        for row in rows
-    ]
 
 
 def _mark(key: str, value: Any) -> str:
@@ -205,7 +193,7 @@ def verdicts(data: Comparison, speeds: Sequence[Speedup]) -> list[Verdict]:
         best = data.find("searched", _VARIANT, sparsity)
         if best is None:
             continue
-        for base in (*BASELINES, "second", "second_more", "local", "even"):
+        for base in (*BASELINES, "second", "local", "even"):
             other = data.find(base, _VARIANT, sparsity)
             if other is not None:
                 change = data.relative(best, other, "heldout")

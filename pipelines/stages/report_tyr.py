@@ -36,7 +36,7 @@ class ReportTyr(ReportStage):
         from effllm.pipelines.reports.subjects import gather_subjects
 
         results = ctx.input_list("results", Artifact)
-        rows = tyr.tell_apart([tyr.describe(subject) for subject in gather_subjects(results)])
+        rows = [tyr.describe(subject) for subject in gather_subjects(results)]
         data = Comparison(sorted(rows, key=tyr.order), self.resamples)
         timed = [one for one in results if isinstance(one, Speeds)]
         speeds = speed.gather_speeds(timed, data.rows, self.resamples)
@@ -66,9 +66,9 @@ class ReportTyr(ReportStage):
             Text(
                 "Verdicts rest on 95 % intervals over windows, or rounds of timing, for one "
                 "calibration and search seed; another draw moves the figures too, and that is not "
-                "in the intervals. Searches were judged on articles of their own, never on the "
-                "held-out or test text. Supported and not supported are about our own goals and "
-                "controls."
+                "in the intervals, nor is it that windows of one article resemble each other. "
+                "Searches judge on the text that all methods prune on, never on the held-out or "
+                "test text. Supported and not supported are about our own goals and controls."
             )
         )
         for sparsity in tyr.sparsities(data):
