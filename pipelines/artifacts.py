@@ -173,6 +173,11 @@ class Windows(Artifact):
         """Short text for metric names, such as `enwiki-test-512x24`."""
         return str(self.read_json("windows.json")["protocol"])
 
+    @property
+    def documents(self) -> list[str]:
+        """The document that each of the N windows is from."""
+        return list(self.read_json("windows.json")["documents"])
+
 
 class Grams(Artifact):
     """Input Gram matrices of every prunable layer, one file per decoder block."""

@@ -1,10 +1,11 @@
 """Intervals of estimates: bootstrap over examples, Student's t over a few seeds.
 
-A bootstrap over examples is paired where two arms saw the same examples; it says nothing about
-another calibration draw. For that, repeat with several seeds and use `over_seeds`.
+A bootstrap over examples is paired where two arms saw the same examples; windows of one document
+are drawn together. It says nothing about another calibration draw. For that, repeat with several
+seeds and use `over_seeds`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -26,6 +27,7 @@ class Interval:
 def bootstrap(
     values: Values,
     *,
+    clusters: Sequence[Hashable] | None = None,
     transform: Callable[[Values], Values] = lambda means: means,
     level: float = 0.95,
     resamples: int = 10_000,
@@ -35,6 +37,8 @@ def bootstrap(
 
     Args:
         values: (N,) one arm, or (N, A) several arms on the same examples, resampled together.
+        clusters: (N,) labels; examples of one label, such as windows of one document, are drawn
+            together. None: every example is drawn by itself.
         transform: maps (..., ) or (..., A) means to (...,) estimates.
         level: coverage.
         resamples: bootstrap samples.
@@ -44,11 +48,22 @@ def bootstrap(
         Estimate on all examples, and the percentile interval.
     """
     values = np.asarray(values, dtype=np.float64)
-    means = _draws(len(values), resamples, seed) @ values / len(values)
-    estimates = transform(means)
+    sums, sizes = _add_up(values, range(len(values)) if clusters is None else clusters)
+    draws = _draws(len(sums), resamples, seed)
+    drawn = (draws @ sizes).reshape(-1, *[1] * (values.ndim - 1))
+    estimates = transform(draws @ sums / drawn)
     tail = (1 - level) / 2
     low, high = np.quantile(estimates, [tail, 1 - tail])
     return Interval(float(transform(values.mean(axis=0))), float(low), float(high))
+
+
+def _add_up(values: Values, clusters: Sequence[Hashable]) -> tuple[Values, Values]:
+    """Sum and number of the examples of each cluster, in the order of appearance."""
+    places = {label: place for place, label in enumerate(dict.fromkeys(clusters))}
+    member = [places[label] for label in clusters]
+    sums = np.zeros((len(places), *values.shape[1:]))
+    np.add.at(sums, member, values)
+    return sums, np.bincount(member).astype(np.float64)
 
 
 @lru_cache(maxsize=4)  # a report resamples the same few sets of examples again and again
@@ -57,11 +72,6 @@ def _draws(examples: int, resamples: int, seed: int) -> Values:
     random = np.random.default_rng(seed)
     even = np.full(examples, 1 / examples)
     return random.multinomial(examples, even, size=resamples).astype(np.float64)
-
-
-def perplexity_interval(nll: Values, **options: object) -> Interval:
-    """Perplexity of (N,) window means with its interval."""
-    return bootstrap(nll, transform=np.exp, **options)  # type: ignore[arg-type]
 
 
 def over_seeds(values: Values, *, level: float = 0.95) -> Interval:

@@ -8,11 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from effllm.modules.evaluation.intervals import (
-    Interval,
-    bootstrap,
-    perplexity_interval,
-)
+from effllm.modules.evaluation.intervals import Interval, Values, bootstrap
 from effllm.pipelines.reports.page import Table, Verdict
 from effllm.pipelines.reports.subjects import Subject
 
@@ -25,7 +21,7 @@ CONTROLS = {
 }
 # Another calibration draw moves a paired difference too: over three seeds at cpu scale its standard
 # deviation, pooled over our comparisons, was 2.6 points (docs/papers/sds.md). With one seed, the
-# interval over windows must therefore clear twice that, rounded up, to count.
+# interval over documents must therefore clear twice that, rounded up, to count.
 SEED_MARGIN = 6.0
 PATTERNS = ("50%", "4:8", "2:4")
 _FROM_DENSE = "started dense (S-DS)"
@@ -120,15 +116,28 @@ class Comparison:
         return next((r for r in self.rows if (r.base, r.variant, r.pattern) == wanted), None)
 
     def perplexity(self, row: Row, role: str = "test") -> Interval:
-        """Perplexity with its interval over windows."""
-        return perplexity_interval(row.subject.examples[role], resamples=self.resamples)
+        """Perplexity with its interval over documents."""
+        return self._over_documents(row, row.subject.examples[role], role, np.exp)
 
     def relative(self, row: Row, other: Row, role: str = "test") -> Interval:
         """Paired relative change of perplexity in percent; negative is better."""
         difference = row.subject.examples[role] - other.subject.examples[role]
-        return bootstrap(
-            difference, transform=lambda m: 100 * (np.exp(m) - 1), resamples=self.resamples
-        )
+        return self._over_documents(row, difference, role, lambda m: 100 * (np.exp(m) - 1))
+
+    def divergence(self, row: Row) -> Interval:
+        """KL from the dense model on test windows with its interval over documents."""
+        return self._over_documents(row, row.subject.examples["kl"], "kl", lambda mean: mean)
+
+    def _over_documents(
+        self, row: Row, values: Values, role: str, transform: Callable[[Values], Values]
+    ) -> Interval:
+        documents = row.subject.documents.get(role)
+        return bootstrap(values, clusters=documents, transform=transform, resamples=self.resamples)
+
+    def counted(self, role: str) -> str:
+        """How many windows of how many documents the figures of a set rest on."""
+        documents = self.rows[0].subject.documents[role]
+        return f"{len(documents)} windows of {len(set(documents))} documents"
 
     def accuracy(self, row: Row, task: str) -> Interval:
         """Accuracy in percent with its interval over items."""
@@ -232,8 +241,8 @@ def main_table(data: Comparison) -> Table:
     return Table(
         ["Test perplexity", *patterns],
         rows,
-        note="95 % bootstrap intervals over windows in brackets; lower is better. Empty: not "
-        "part of this run.",
+        note=f"95 % bootstrap intervals over documents in brackets ({data.counted('test')}); "
+        "lower is better. Empty: not part of this run.",
         strong=frozenset(strong),
     )
 

@@ -35,7 +35,7 @@ def draw_perplexity(data: Comparison, folder: Path, pattern: str) -> None:
             value = data.perplexity(dense).value
             axes.axvline(value, color="#7f7f7f", linestyle="--", linewidth=1)
             axes.annotate(" dense", (value, len(drawn) - 0.6), color="#5b6675", fontsize=9)
-        axes.set_xlabel("test perplexity (log scale), 95 % interval over windows")
+        axes.set_xlabel("test perplexity (log scale), 95 % interval over documents")
     write_csv(
         folder,
         "perplexity",

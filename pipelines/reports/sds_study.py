@@ -62,7 +62,7 @@ def search_table(data: Comparison, base: str) -> Table:
         ["Held-out perplexity", "D", "S2", "S3 or control", "vs refit three times, %", "Time"],
         body,
         note="All choices are made here, on held-out text. In bold: the setting with the lowest "
-        "held-out S3. Paired 95 % bootstrap intervals over windows, one calibration seed.",
+        "held-out S3. Paired 95 % bootstrap intervals over documents, one calibration seed.",
         strong=frozenset(strong),
     )
 

@@ -30,6 +30,7 @@ class Subject:
         label: `<stage>/<digest12>` of its checkpoint.
         history: what was done to it, oldest first, without the import.
         examples: set name -> values per example, in the order of the examples' ids.
+        documents: set name -> the document of each example, for sets that are cut from documents.
         sizes: counted parameters, bytes of the file and of a cached token, if they were measured.
         layers: rows of the layer comparison, if there is one.
         histogram: the drawn layer's weights, if there is one.
@@ -42,6 +43,7 @@ class Subject:
     label: str
     history: list[dict[str, Any]]
     examples: dict[str, Values] = field(default_factory=dict)
+    documents: dict[str, list[str]] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
     layers: list[dict[str, Any]] = field(default_factory=list)
     histogram: dict[str, Any] | None = None
@@ -100,6 +102,8 @@ def _add(subject: Subject, artifact: Predictions) -> None:
     for name in dict.fromkeys(row["set"] for row in rows):
         chosen = sorted((row for row in rows if row["set"] == name), key=lambda row: row["id"])
         subject.examples[name] = np.array([row[value] for row in chosen], dtype=np.float64)
+        if "document" in chosen[0]:
+            subject.documents[name] = [row["document"] for row in chosen]
         if stage == "perplexity":
             subject.protocols[name] = chosen[0]["protocol"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from effllm.modules.evaluation.intervals import Interval, bootstrap
+from effllm.modules.evaluation.intervals import Interval
 from effllm.pipelines.reports.page import Table, Verdict
 from effllm.pipelines.reports.sds import (
     Comparison,
@@ -119,9 +119,10 @@ def main_table(data: Comparison, role: str) -> Table:
     return Table(
         [f"{name} perplexity, share of heads and neurons removed", *columns],
         rows,
-        note="95 % bootstrap intervals over windows in brackets; lower is better. All methods "
-        "remove as many heads and neurons as each other, ShortGPT as many whole blocks as come "
-        "nearest in parameters; these are counted in the tables below.",
+        note=f"95 % bootstrap intervals over documents in brackets ({data.counted(role)}); "
+        "lower is better. All methods prune on the same text and remove as many heads and neurons "
+        "as each other, ShortGPT as many whole blocks as come nearest in parameters; these are "
+        "counted in the tables below.",
         strong=frozenset(strong),
     )
 
@@ -144,11 +145,7 @@ def detail_table(data: Comparison, sparsity: str) -> Table:
         cells.append(signed(data.relative(row, best)) if best and row is not best else "")
         cells.append(number(data.perplexity(row, "heldout").value))
         known = "kl" in row.subject.examples
-        cells.append(
-            with_interval(bootstrap(row.subject.examples["kl"], resamples=data.resamples), 3)
-            if known and row is not dense
-            else ""
-        )
+        cells.append(with_interval(data.divergence(row), 3) if known and row is not dense else "")
         for task in tasks:
             measured = task in row.subject.examples
             cells.append(with_interval(data.accuracy(row, task), 1) if measured else "")
@@ -332,8 +329,7 @@ def result_rows(data: Comparison, speeds: Sequence[Speedup], paper: str) -> list
         for task in subject.tasks:
             keep(f"{task}/acc", data.accuracy(row, task), len(subject.examples[task]))
         if "kl" in subject.examples:
-            values = subject.examples["kl"]
-            keep("test/kl", bootstrap(values, resamples=data.resamples), len(values))
+            keep("test/kl", data.divergence(row), len(subject.examples["kl"]))
         speed = by_label.get(subject.label)
         if speed is not None:
             metrics["tokens_per_second"] = speed.tokens_per_second

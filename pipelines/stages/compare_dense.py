@@ -25,13 +25,14 @@ class CompareDense(Stage):
         dtype: of the forward passes.
     """
 
+    VERSION: ClassVar[int] = 2  # 2: rows name their documents
     INPUTS: ClassVar = {"model": Checkpoint, "teacher": TeacherRecord, "windows": Windows}
     OUTPUT: ClassVar = Predictions
 
     dtype: str
 
     def run(self, ctx: StageContext) -> Metrics:
-        """One row per window: set, protocol, nats per token; `sizes.json`."""
+        """One row per window: set, protocol, document, nats per token; `sizes.json`."""
         from effllm.modules.evaluation.divergence import window_divergence
         from effllm.modules.structural.sizes import cache_bytes_per_token, count_parameters
 
@@ -51,8 +52,16 @@ class CompareDense(Stage):
             progress=lambda done: ctx.progress(done, len(token_ids), "window"),
         )
         rows = [
-            {"set": "kl", "protocol": windows.protocol, "id": number, "kl": value}
-            for number, value in enumerate(values.tolist())
+            {
+                "set": "kl",
+                "protocol": windows.protocol,
+                "id": number,
+                "document": document,
+                "kl": value,
+            }
+            for number, (document, value) in enumerate(
+                zip(windows.documents, values.tolist(), strict=True)
+            )
         ]
         write_rows(ctx.workdir / "predictions.jsonl", rows)
         subject = {"checkpoint": checkpoint.label, "history": checkpoint.history}

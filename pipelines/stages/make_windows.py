@@ -21,6 +21,7 @@ class MakeWindows(Stage):
         seed: of the draws; only crop draws.
     """
 
+    VERSION: ClassVar[int] = 2  # 2: names the document of each window
     INPUTS: ClassVar = {"text": Corpus, "model": Checkpoint}
     OUTPUT: ClassVar = Windows
 
@@ -39,7 +40,7 @@ class MakeWindows(Stage):
             raise ConfigError("mode=crop needs num_sequences")
 
     def run(self, ctx: StageContext) -> Metrics:
-        """Token ids, a protocol label, and a digest of the ids."""
+        """Token ids, the document of each window, a protocol label, and a digest of the ids."""
         import hashlib
 
         from safetensors.torch import save_file
@@ -48,14 +49,16 @@ class MakeWindows(Stage):
 
         corpus = ctx.input("text", Corpus)
         tokenizer = ctx.input("model", Checkpoint).load_tokenizer()
-        texts = [document.text for document in corpus.documents(self.split)]
+        read = list(corpus.documents(self.split))
+        texts = [document.text for document in read]
 
-        def encode(text: str) -> list[int]:
-            return list(tokenizer(text, verbose=False)["input_ids"])
+        def encode(text: str) -> tuple[list[int], list[int]]:
+            found = tokenizer(text, return_offsets_mapping=True, verbose=False)
+            return found["input_ids"], [begin for begin, _ in found["offset_mapping"]]
 
         if self.mode == "crop":
             assert self.num_sequences is not None
-            windows = crop_windows(
+            windows, chosen = crop_windows(
                 texts,
                 encode,
                 num_sequences=self.num_sequences,
@@ -63,9 +66,10 @@ class MakeWindows(Stage):
                 generator=ctx.generator("crop"),
             )
         else:
-            windows = pack_windows(
-                str(corpus.info["joiner"]).join(texts),
+            windows, chosen = pack_windows(
+                texts,
                 encode,
+                joiner=str(corpus.info["joiner"]),
                 num_sequences=self.num_sequences,
                 sequence_length=self.sequence_length,
                 spread=self.mode == "spread",
@@ -74,5 +78,10 @@ class MakeWindows(Stage):
         protocol = name if self.mode == "pack" else f"{name}-{self.mode}"
         save_file({"input_ids": windows.int()}, ctx.workdir / "windows.safetensors")
         digest = hashlib.sha256(windows.numpy().tobytes()).hexdigest()
-        write_json(ctx.workdir / "windows.json", {"protocol": protocol, "token_sha256": digest})
+        facts = {
+            "protocol": protocol,
+            "token_sha256": digest,
+            "documents": [read[index].id for index in chosen],
+        }
+        write_json(ctx.workdir / "windows.json", facts)
         return {"windows": windows.shape[0], "tokens": windows.numel(), "protocol": protocol}

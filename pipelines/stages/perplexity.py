@@ -18,6 +18,7 @@ class Perplexity(Stage):
         micro_batch_size: windows per forward pass.
     """
 
+    VERSION: ClassVar[int] = 2  # 2: rows name their documents
     INPUTS: ClassVar = {"model": Checkpoint, "heldout": Windows, "test": Windows}
     OUTPUT: ClassVar = Predictions
     VOLATILE: ClassVar = frozenset({"micro_batch_size"})
@@ -26,7 +27,7 @@ class Perplexity(Stage):
     micro_batch_size: int
 
     def run(self, ctx: StageContext) -> Metrics:
-        """One row per window: set, protocol, nats per token."""
+        """One row per window: set, protocol, document, nats per token."""
         from effllm.modules.evaluation.perplexity import perplexity, window_nll
 
         checkpoint = ctx.input("model", Checkpoint)
@@ -48,8 +49,16 @@ class Perplexity(Stage):
                 )
             metrics[f"{role}/{windows.protocol}/ppl"] = perplexity(nll)
             rows += [
-                {"set": role, "protocol": windows.protocol, "id": number, "nll": value}
-                for number, value in enumerate(nll.tolist())
+                {
+                    "set": role,
+                    "protocol": windows.protocol,
+                    "id": number,
+                    "document": document,
+                    "nll": value,
+                }
+                for number, (document, value) in enumerate(
+                    zip(windows.documents, nll.tolist(), strict=True)
+                )
             ]
         write_rows(ctx.workdir / "predictions.jsonl", rows)
         subject = {"checkpoint": checkpoint.label, "history": checkpoint.history}

@@ -52,7 +52,7 @@ class ReportSds(ReportStage):
         page.add(*sds.verdicts(data))
         page.add(
             Text(
-                "Verdicts rest on 95 % intervals over test windows or items for one calibration "
+                "Verdicts rest on 95 % intervals over test documents or items for one calibration "
                 "seed. Another calibration draw moves perplexities and their differences, so a "
                 f"difference in perplexity counts only where its interval clears "
                 f"{sds.SEED_MARGIN:g} %, one in accuracy where it excludes zero; several seeds in "

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from effllm.modules.errors import UnsupportedModelError
-from effllm.modules.evaluation.intervals import bootstrap, perplexity_interval
+from effllm.modules.evaluation.intervals import bootstrap
 from effllm.modules.evaluation.layers import compare_layer, weight_histogram
 from effllm.modules.evaluation.perplexity import perplexity, window_nll
 from effllm.modules.modeling.tiny import VOCABULARY, tiny_model
@@ -49,6 +49,32 @@ def test_bootstrap_covers_the_mean_about_as_often_as_it_says():
     assert 176 <= covered <= 196
 
 
+def test_examples_of_one_document_are_drawn_together():
+    """Copies of a document add no evidence; documents of one example each change nothing."""
+    values = np.random.default_rng(0).normal(1.0, 2.0, 12)
+    alone = bootstrap(values)
+    assert bootstrap(values, clusters=[f"d{number}" for number in range(12)]) == alone
+    copied = np.repeat(values, 4)
+    together = bootstrap(copied, clusters=np.repeat(np.arange(12), 4).tolist())
+    assert (together.value, together.low, together.high) == pytest.approx(
+        (alone.value, alone.low, alone.high)
+    )
+    apart = bootstrap(copied)
+    assert apart.high - apart.low < 0.6 * (alone.high - alone.low)  # half, as if they were new
+
+
+def test_a_long_document_weighs_as_many_examples_as_it_has():
+    """By hand: two documents, three windows of 1 and one of 5; the draws are AA, AB, BB."""
+    windows, documents = np.array([1.0, 5.0, 1.0, 1.0]), ["a", "b", "a", "a"]
+    found = bootstrap(windows, clusters=documents)
+    assert (found.low, found.value, found.high) == (1.0, 2.0, 5.0)
+    middle = bootstrap(windows, clusters=documents, level=0.2)  # half of the draws are AB
+    assert middle.low == middle.high == 2.0
+    pairs = np.stack([windows, np.zeros(4)], axis=1)
+    change = bootstrap(pairs, clusters=documents, transform=lambda m: m[..., 0] - m[..., 1])
+    assert change == found
+
+
 def test_paired_differences_are_tighter_than_unpaired_ones():
     random = np.random.default_rng(1)
     difficulty = random.normal(3, 1, 30)
@@ -58,7 +84,8 @@ def test_paired_differences_are_tighter_than_unpaired_ones():
     one, other = bootstrap(better), bootstrap(difficulty)
     assert one.high > other.low  # the separate intervals overlap widely
     assert found.value == pytest.approx(one.value - other.value)
-    assert perplexity_interval(better).value == pytest.approx(math.exp(one.value))
+    as_perplexity = bootstrap(better, transform=np.exp)
+    assert as_perplexity.value == pytest.approx(math.exp(one.value))
 
 
 def test_arms_are_resampled_together():

@@ -17,7 +17,12 @@ from effllm.modules.evaluation.tasks import continuation_items, lastword_items
 
 
 def encode(text):
-    return [ord(character) for character in text]
+    """A token per character, and where each begins."""
+    return [ord(character) for character in text], list(range(len(text)))
+
+
+def ids(text):
+    return encode(text)[0]
 
 
 def hub_text(**changes):
@@ -35,17 +40,30 @@ def hub_text(**changes):
     )
 
 
+def pack(texts, **options):
+    return pack_windows(texts, encode, joiner="", **options)
+
+
 def test_packed_windows_cut_the_text_in_order_and_drop_the_tail():
-    windows = pack_windows("abcdefghijk", encode, num_sequences=None, sequence_length=3)
-    assert windows.tolist() == [encode("abc"), encode("def"), encode("ghi")]
-    spread = pack_windows("abcdefghijk", encode, num_sequences=2, sequence_length=3, spread=True)
-    assert spread.tolist() == [encode("abc"), encode("def")]
+    windows, _ = pack(["abcdefg", "hijk"], num_sequences=None, sequence_length=3)
+    assert windows.tolist() == [ids("abc"), ids("def"), ids("ghi")]
+    spread, _ = pack(["abcdefghijk"], num_sequences=2, sequence_length=3, spread=True)
+    assert spread.tolist() == [ids("abc"), ids("def")]
 
 
 def test_spread_windows_reach_the_end_of_the_text():
     text = "".join(chr(200 + index) for index in range(100))
-    windows = pack_windows(text, encode, num_sequences=10, sequence_length=2, spread=True)
+    windows, _ = pack([text], num_sequences=10, sequence_length=2, spread=True)
     assert len(windows) == 10 and windows[-1, 0] - 200 >= 90
+
+
+def test_a_window_belongs_to_the_document_of_its_middle():
+    texts = ["aaaa", "bb", "cccccc"]  # aaa a|b b|c ccc cc with bars between documents
+    windows, documents = pack_windows(
+        texts, encode, joiner="|", num_sequences=None, sequence_length=3
+    )
+    assert windows.tolist() == [ids(part) for part in ("aaa", "a|b", "b|c", "ccc")]
+    assert documents == [0, 0, 1, 2]  # what stands between two belongs to the one before
 
 
 def test_cropped_windows_come_from_long_documents_and_follow_the_seed():
@@ -60,14 +78,18 @@ def test_cropped_windows_come_from_long_documents_and_follow_the_seed():
         )
         for seed in (0, 0, 1)
     ]
-    assert crops[0].shape == (20, 30)
-    assert torch.equal(crops[0], crops[1]) and not torch.equal(crops[0], crops[2])
-    assert set(crops[0].unique().tolist()) == {ord("x"), ord("y")}
+    (one, documents), (same, _), (other, _) = crops
+    assert one.shape == (20, 30)
+    assert torch.equal(one, same) and not torch.equal(one, other)
+    letters = {1: ord("x"), 2: ord("y")}
+    assert [letters[index] for index in documents] == one[:, 0].tolist() and len(
+        set(documents)
+    ) == 2
 
 
 def test_too_little_text_is_refused_with_the_count():
     with pytest.raises(DataError, match="11 tokens: 3 windows of 3, but 4 are needed"):
-        pack_windows("abcdefghijk", encode, num_sequences=4, sequence_length=3)
+        pack(["abcdefghijk"], num_sequences=4, sequence_length=3)
     with pytest.raises(DataError, match="no document .* more than 30 tokens"):
         generator = torch.Generator().manual_seed(0)
         crop_windows(["tiny"] * 3, encode, num_sequences=1, sequence_length=30, generator=generator)
