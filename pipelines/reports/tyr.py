@@ -200,8 +200,8 @@ def verdicts(data: Comparison, speeds: Sequence[Speedup]) -> list[Verdict]:
                         f"At {sparsity} the searched model beats {other.method} in held-out "
                         "perplexity.",
                         change,
-                        f"Held-out {signed(change)} %, test {signed(on_test)} % (paired by "
-                        f"window); parameters {_millions(best)} against {_millions(other)}.",
+                        f"Held-out {signed(change)} %, test {signed(on_test)} % "
+                        f"(paired); parameters {_millions(best)} against {_millions(other)}.",
                         margin=0.0,
                         paper=base in _IN_PAPER or base == "even",
                     )
@@ -237,8 +237,8 @@ def _part_verdicts(data: Comparison) -> list[Verdict]:
             verdict(
                 f"At {row.pattern} {usual.method} beats {row.method}.",
                 change,
-                f"Held-out {signed(change)} %, test {signed(data.relative(usual, row))} % (paired "
-                "by window).",
+                f"Held-out {signed(change)} %, test {signed(data.relative(usual, row))} % "
+                "(paired).",
                 margin=0.0,
                 paper=row.base == "second" or "accumulation" in row.method,
             )
