@@ -66,8 +66,8 @@ class ReportTyr(ReportStage):
             Text(
                 "Verdicts rest on 95 % intervals over documents, of differences paired by window, "
                 "or over rounds of timing, for one calibration and search seed; another draw moves "
-                "the figures too, and that is not in the intervals. Searches judge on the text that "
-                "all methods prune on, never on the held-out or test text. Supported and not "
+                "the figures too, and that is not in the intervals. Searches judge on the text "
+                "that all methods prune on, never on the held-out or test text. Supported and not "
                 "supported are about our own goals and controls."
             )
         )
