@@ -176,10 +176,10 @@ def _sizes(row: Row, dense: Row | None) -> list[str]:
         return ["", "", "", ""]
     share = 100 * sizes["parameters"] / dense.subject.sizes["parameters"]
     return [
-        f"{sizes['parameters'] / 1e6:.4g}",
+        number(sizes["parameters"] / 1e6),
         f"{share:.1f}",
         f"{sizes['cache_bytes_per_token']:,}",
-        f"{sizes['weight_file_bytes'] / 1e6:.4g}",
+        number(sizes["weight_file_bytes"] / 1e6),
     ]
 
 
@@ -248,7 +248,7 @@ def _part_verdicts(data: Comparison) -> list[Verdict]:
 
 def _millions(row: Row) -> str:
     sizes = row.subject.sizes
-    return f"{sizes['parameters'] / 1e6:.4g} M" if sizes else "not counted"
+    return f"{number(sizes['parameters'] / 1e6)} M" if sizes else "not counted"
 
 
 def _speed_verdicts(speedup: Speedup) -> list[Verdict]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.ticker import LogLocator
 
 from effllm.pipelines.artifacts import Allocation
 from effllm.pipelines.reports.figures import COLOURS, figure, write_csv
@@ -135,8 +136,9 @@ def draw_perplexity(data: Comparison, folder: Path) -> None:
             axes.set_ylim(0.85 * least, min(1.2 * most, _HIGHEST * least))
         axes.set_xticks(range(len(columns)), columns)
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("{x:g}")
+        axes.minorticks_off()
         axes.set_xlabel("heads and neurons removed")
         axes.set_ylabel("test perplexity (log scale)")
         axes.figure.legend(loc="outside center right", fontsize=8)

@@ -10,7 +10,7 @@ import numpy as np
 from effllm.modules.evaluation.intervals import Interval, bootstrap
 from effllm.pipelines.artifacts import Speeds
 from effllm.pipelines.reports.page import Table
-from effllm.pipelines.reports.sds import Row
+from effllm.pipelines.reports.sds import Row, number
 
 
 class Speedup:
@@ -69,7 +69,7 @@ def speed_table(speeds: Sequence[Speedup], prompt: int, new: int) -> Table:
             times(one.prefill),
             f"{one.tokens_per_second:.1f}",
             times(one.decode),
-            f"{one.row.subject.sizes['parameters'] / 1e6:.4g}",
+            number(one.row.subject.sizes["parameters"] / 1e6),
             f"{100 * one.distinct:.0f}",
         ]
         for one in speeds
