@@ -131,12 +131,16 @@ class Comparison:
     def _over_documents(
         self, row: Row, values: Values, role: str, transform: Callable[[Values], Values]
     ) -> Interval:
-        documents = row.subject.documents.get(role)
+        documents: list[str] | None = row.subject.documents.get(role)
+        if documents and len(set(documents)) == 1:
+            documents = None  # of one document alone there is no other draw than its windows
         return bootstrap(values, clusters=documents, transform=transform, resamples=self.resamples)
 
     def counted(self, role: str) -> str:
         """How many windows of how many documents the figures of a set rest on."""
         documents = self.rows[0].subject.documents[role]
+        if len(set(documents)) == 1:
+            return f"{len(documents)} windows of one document, drawn one by one"
         return f"{len(documents)} windows of {len(set(documents))} documents"
 
     def accuracy(self, row: Row, task: str) -> Interval:

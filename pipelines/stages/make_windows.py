@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from effllm.modules.errors import ConfigError
+from effllm.modules.errors import ConfigError, UnsupportedModelError
 from effllm.pipelines.artifacts import Checkpoint, Corpus, Windows, write_json
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 
@@ -49,6 +49,11 @@ class MakeWindows(Stage):
 
         corpus = ctx.input("text", Corpus)
         tokenizer = ctx.input("model", Checkpoint).load_tokenizer()
+        if not tokenizer.is_fast:
+            raise UnsupportedModelError(
+                f"{ctx.instance}: {type(tokenizer).__name__} does not say where its tokens begin; "
+                "a fast tokenizer (tokenizer.json) is needed"
+            )
         read = list(corpus.documents(self.split))
         texts = [document.text for document in read]
 

@@ -86,3 +86,23 @@ def test_controls_are_judged_in_other_words_and_in_accuracy_too():
     control = "The re-dense step earns its place: SDS beats Wanda + refit of the first mask"
     assert outcomes[f"{control} in perplexity."] == "not supported"
     assert outcomes[f"{control} in accuracy."] == "inconclusive"
+
+
+def test_intervals_draw_documents_and_one_document_window_by_window():
+    base = np.random.default_rng(0).normal(4, 0.3, 12)
+
+    def width(documents):
+        subject = Subject("a", [PRUNE], {"test": base}, {"test": documents} if documents else {})
+        data = Comparison([describe(subject)], 1000)
+        interval = data.perplexity(data.rows[0])
+        return interval.high - interval.low, data.counted("test") if documents else ""
+
+    apart, _ = width([])
+    assert width(list("abcdefghijkl")) == (apart, "12 windows of 12 documents")
+    assert width(["a"] * 12) == (apart, "12 windows of one document, drawn one by one")
+    order = np.argsort(base)  # windows of a document resemble each other
+    alike = [""] * 12
+    for place, window in enumerate(order):
+        alike[window] = "abcd"[place // 3]
+    wider, counted = width(alike)
+    assert wider > 1.2 * apart and counted == "12 windows of 4 documents"

@@ -8,8 +8,14 @@ import signal
 import pytest
 import torch
 
-from effllm.modules.errors import ArtifactError, ConfigError, DataError, NumericalError
-from effllm.pipelines.artifacts import Checkpoint
+from effllm.modules.errors import (
+    ArtifactError,
+    ConfigError,
+    DataError,
+    NumericalError,
+    UnsupportedModelError,
+)
+from effllm.pipelines.artifacts import Checkpoint, Corpus, Windows
 from effllm.pipelines.graph import build_graph
 from effllm.pipelines.launch import compose, resolve
 from effllm.pipelines.store import Store
@@ -17,10 +23,9 @@ from effllm.pipelines.store import Store
 BASE = "sparsegpt_2of4"
 
 
-def sds_pipeline(*overrides):
+def sds_pipeline(*overrides, kept=("base", "calibration_text", "calibration", BASE)):
     """The SDS pipeline at smoke scale with one base pruner and no report."""
     pipeline, _ = resolve(compose(["paper=sds", "scale=smoke", *overrides]))
-    kept = ("base", "calibration_text", "calibration", BASE)
     return {name: pipeline[name] for name in kept}
 
 
@@ -290,6 +295,25 @@ def test_bad_input_is_refused_in_one_line(overrides, error, message, execute):
     with pytest.raises(error, match=message) as caught:
         execute(trimmed(sds_pipeline(*overrides)))
     assert "\n" not in str(caught.value)
+
+
+def test_windows_name_their_documents(execute, store):
+    pipeline = sds_pipeline(kept=("base", "test_text", "test"))
+    execute(pipeline)
+    graph = {one.name: one for one in build_graph(pipeline, store)}
+    windows = store.open(graph["test"].stage, graph["test"].digest, Windows)
+    corpus = store.open(graph["test_text"].stage, graph["test_text"].digest, Corpus)
+    known = [document.id for document in corpus.documents("test")]
+    places = [known.index(one) for one in windows.documents]
+    assert places == sorted(places) and len(places) == len(windows.token_ids())
+    assert len(set(places)) > 1
+
+
+def test_a_tokenizer_that_cannot_place_its_tokens_is_refused(execute, monkeypatch):
+    slow = type("SlowTokenizer", (), {"is_fast": False})()
+    monkeypatch.setattr(Checkpoint, "load_tokenizer", lambda self: slow)
+    with pytest.raises(UnsupportedModelError, match="SlowTokenizer does not say where"):
+        execute(sds_pipeline(kept=("base", "test_text", "test")))
 
 
 def test_wandb_offline_records_one_run_per_stage(pipeline, execute, store):
