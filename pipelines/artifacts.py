@@ -178,6 +178,14 @@ class Windows(Artifact):
         """The document that each of the N windows is from."""
         return list(self.read_json("windows.json")["documents"])
 
+    def rows(self, name: str, key: str, values: Tensor) -> list[dict[str, object]]:
+        """(N,) values as rows of predictions: set, protocol, id, document, and `key`."""
+        protocol, measured = self.protocol, values.tolist()
+        return [
+            {"set": name, "protocol": protocol, "id": number, "document": document, key: value}
+            for number, (document, value) in enumerate(zip(self.documents, measured, strict=True))
+        ]
+
 
 class Grams(Artifact):
     """Input Gram matrices of every prunable layer, one file per decoder block."""

@@ -51,18 +51,7 @@ class CompareDense(Stage):
             token_ids,
             progress=lambda done: ctx.progress(done, len(token_ids), "window"),
         )
-        rows = [
-            {
-                "set": "kl",
-                "protocol": windows.protocol,
-                "id": number,
-                "document": document,
-                "kl": value,
-            }
-            for number, (document, value) in enumerate(
-                zip(windows.documents, values.tolist(), strict=True)
-            )
-        ]
+        rows = windows.rows("kl", "kl", values)
         write_rows(ctx.workdir / "predictions.jsonl", rows)
         subject = {"checkpoint": checkpoint.label, "history": checkpoint.history}
         write_json(ctx.workdir / "subject.json", subject)

@@ -48,18 +48,7 @@ class Perplexity(Stage):
                     f"the loss is not finite on {windows.protocol}; try budget.dtype=float32"
                 )
             metrics[f"{role}/{windows.protocol}/ppl"] = perplexity(nll)
-            rows += [
-                {
-                    "set": role,
-                    "protocol": windows.protocol,
-                    "id": number,
-                    "document": document,
-                    "nll": value,
-                }
-                for number, (document, value) in enumerate(
-                    zip(windows.documents, nll.tolist(), strict=True)
-                )
-            ]
+            rows += windows.rows(role, "nll", nll)
         write_rows(ctx.workdir / "predictions.jsonl", rows)
         subject = {"checkpoint": checkpoint.label, "history": checkpoint.history}
         write_json(ctx.workdir / "subject.json", subject)
