@@ -99,8 +99,10 @@ class HubText:
         files: split of ours -> file pattern on the hub; None to use the set's own splits.
         splits: split of ours -> split of the set.
         column: column that holds the text.
-        max_documents: documents taken per split, from its start.
+        max_documents: rows taken per split, from its start.
         joiner: text between documents.
+        heading: regular expression of a row that begins a document; the rows up to the next one are
+            joined to it. None: every row is a document.
         path: a local file instead of the hub: .jsonl (with `column`) or plain text, one row per
             line. It serves every split that is asked for; if several are, its documents are
             dealt out among them by `seed`.
@@ -115,6 +117,7 @@ class HubText:
     max_documents: int
     joiner: str
     files: dict[str, str] | None = None
+    heading: str | None = None
     path: str | None = None
     seed: int = 0
 
@@ -144,10 +147,7 @@ class HubText:
         """
         wanted = list(splits)
         if self.path is not None:
-            rows = [
-                Document(f"row-{number}", text)
-                for number, text in enumerate(self._read_rows(Path(self.path)))
-            ]
+            rows = self._gather("row", self._read_rows(Path(self.path)))
             if len(wanted) == 1:
                 return {wanted[0]: rows}
             return deal(rows, dict.fromkeys(wanted, 1 / len(wanted)), self.seed)
@@ -187,7 +187,19 @@ class HubText:
             raise DataError(
                 f"data {self.name} could not be fetched ({type(error).__name__}); {_REMEDY}"
             ) from error
-        return [Document(f"{split}-{number}", text) for number, text in enumerate(texts)]
+        return self._gather(split, texts)
+
+    def _gather(self, label: str, rows: Iterable[str]) -> list[Document]:
+        """Documents of rows."""
+        texts: list[list[str]] = []
+        for row in rows:
+            if not texts or self.heading is None or re.match(self.heading, row):
+                texts.append([])
+            texts[-1].append(row)
+        return [
+            Document(f"{label}-{number}", self.joiner.join(text))
+            for number, text in enumerate(texts)
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)

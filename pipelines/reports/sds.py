@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from effllm.modules.errors import DataError
 from effllm.modules.evaluation.intervals import Interval, Values, bootstrap
 from effllm.pipelines.reports.page import Table, Verdict
 from effllm.pipelines.reports.subjects import Subject
@@ -120,7 +121,20 @@ class Comparison:
         return self._over_documents(row, row.subject.examples[role], role, np.exp)
 
     def relative(self, row: Row, other: Row, role: str = "test") -> Interval:
-        """Paired relative change of perplexity in percent; negative is better."""
+        """Paired relative change of perplexity in percent; negative is better.
+
+        Raises:
+            DataError: if the two were measured on different windows.
+        """
+        facts = [
+            (one.subject.protocols.get(role), one.subject.documents.get(role))
+            for one in (row, other)
+        ]
+        if facts[0] != facts[1]:
+            raise DataError(
+                f"report: {row.subject.label} and {other.subject.label} were measured on different "
+                f"{role} windows ({facts[0][0]}, {facts[1][0]}); measure both on the same"
+            )
         difference = row.subject.examples[role] - other.subject.examples[role]
         return self._over_documents(row, difference, role, lambda m: 100 * (np.exp(m) - 1))
 
@@ -144,7 +158,7 @@ class Comparison:
         return f"{len(documents)} windows of {len(set(documents))} documents"
 
     def accuracy(self, row: Row, task: str) -> Interval:
-        """Accuracy in percent with its interval over items."""
+        """Accuracy in percent with its interval over items, whatever article they are from."""
         return bootstrap(100 * row.subject.examples[task], resamples=self.resamples)
 
     def mean_accuracy_difference(self, row: Row, other: Row) -> Interval:

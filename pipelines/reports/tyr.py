@@ -162,10 +162,10 @@ def detail_table(data: Comparison, sparsity: str) -> Table:
         note="vs searched: paired relative change of test perplexity; positive is worse than the "
         "searched model. KL: nats per token on test windows over the dense model's likeliest "
         "tokens and one bucket for all others, a lower bound of the whole. The continuation "
-        "task has four choices: guessing is right 25 % of the time. Parameters and cache are "
-        "counted in the loaded model. File: as stored; the dense model may be stored in a wider "
-        "dtype than those made of it. Time: all stages that made the model, without import and "
-        "evaluation.",
+        "task has four choices: guessing is right 25 % of the time. Intervals of both tasks are "
+        "over items, not documents. Parameters and cache are counted in the loaded model. File: as "
+        "stored; the dense model may be stored in a wider dtype than those made of it. Time: all "
+        "stages that made the model, without import and evaluation.",
         strong=frozenset(strong),
     )
 

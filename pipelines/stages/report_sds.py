@@ -16,7 +16,7 @@ class ReportSds(ReportStage):
         seed: calibration seed of the rows.
     """
 
-    VERSION: ClassVar[int] = 2  # 2: with the longest stages
+    VERSION: ClassVar[int] = 3  # 3: intervals over documents
 
     seed: int
 

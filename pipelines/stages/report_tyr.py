@@ -21,7 +21,7 @@ class ReportTyr(ReportStage):
         seed: calibration seed of the rows.
     """
 
-    VERSION: ClassVar[int] = 2  # 2: notes on stored sizes
+    VERSION: ClassVar[int] = 3  # 3: intervals over documents; names the calibration text
 
     seed: int
 
@@ -46,7 +46,8 @@ class ReportTyr(ReportStage):
         page = Page(
             "Týr-the-Pruner: heads and neurons, searched over depth",
             f"{model.manifest['sources']['source']['name']}, scale {self.scale}, calibration seed "
-            f"{self.seed}. Test text {protocols['test']}, held-out text {protocols['heldout']} "
+            f"{self.seed}. Calibration text {_calibration(results)}, test text "
+            f"{protocols['test']}, held-out text {protocols['heldout']} "
             "(name-split-tokens x windows). Every figure was measured by effllm, except under "
             "“Beside the paper”.",
         )
@@ -92,6 +93,13 @@ class ReportTyr(ReportStage):
         page.add(Heading("Beside the paper"), *tyr.paper_tables())
         page.add(Heading("Cost and provenance"), cost(results), Text(_largest(nets)))
         return self.publish(ctx, page, tyr.result_rows(data, speeds, "tyr"))
+
+
+def _calibration(results: list[Artifact]) -> str:
+    """Protocols of the windows that models were pruned on."""
+    made = [one.manifest for one in results if one.manifest["stage"] == "make_windows"]
+    found = {one["metrics"]["protocol"] for one in made if one["config"]["split"] == "calibration"}
+    return ", ".join(sorted(found))
 
 
 def _effort(allocation: Allocation) -> str:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from effllm.modules.errors import DataError
 from effllm.modules.evaluation.intervals import Interval
 from effllm.pipelines.reports.sds import Comparison, describe, verdict, verdicts
 from effllm.pipelines.reports.subjects import Subject
@@ -106,3 +107,12 @@ def test_intervals_draw_documents_and_one_document_window_by_window():
         alike[window] = "abcd"[place // 3]
     wider, counted = width(alike)
     assert wider > 1.2 * apart and counted == "12 windows of 4 documents"
+
+
+def test_models_measured_on_different_windows_are_not_compared():
+    rows = [
+        describe(Subject(label, [PRUNE], {"test": np.ones(2)}, {"test": documents}))
+        for label, documents in (("one/0", ["a", "b"]), ("other/0", ["a", "c"]))
+    ]
+    with pytest.raises(DataError, match="one/0 and other/0 were measured on different test"):
+        Comparison(rows, 100).relative(*rows)

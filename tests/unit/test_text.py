@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 import torch
@@ -55,6 +56,21 @@ def test_spread_windows_reach_the_end_of_the_text():
     text = "".join(chr(200 + index) for index in range(100))
     windows, _ = pack([text], num_sequences=10, sequence_length=2, spread=True)
     assert len(windows) == 10 and windows[-1, 0] - 200 >= 90
+
+
+def test_places_are_characters_and_windows_are_tokens():
+    """Words as tokens: the sixth word begins far behind the sixth character."""
+
+    def words(text):
+        found = list(re.finditer(r"\S+", text))
+        return [len(one.group()) for one in found], [one.start() for one in found]
+
+    texts = ["one two three four five", "six seven", "eight nine ten eleven twelve"]
+    windows, documents = pack_windows(
+        texts, words, joiner=" ", num_sequences=None, sequence_length=3
+    )
+    assert windows.tolist() == [[3, 3, 5], [4, 4, 3], [5, 5, 4], [3, 6, 6]]
+    assert documents == [0, 0, 2, 2]  # of "two", "five", "eight", "eleven"
 
 
 def test_a_window_belongs_to_the_document_of_its_middle():
@@ -127,6 +143,22 @@ def test_a_local_file_serves_the_splits_that_are_asked_for(tmp_path):
     both = hub_text(path=str(lines)).documents(["calibration", "heldout"])
     assert {len(both["calibration"]), len(both["heldout"])} == {5}
     assert hub_text(path=str(lines)).identity()["revision"] == "local"
+
+
+def test_rows_between_two_headings_are_one_document(tmp_path):
+    """The joined text, that perplexity is measured on, is that of the rows."""
+    rows = ["", " = One = ", "", "text", " = = Part = = ", "more", " = Two = ", "end"]
+    plain = tmp_path / "wiki.test.raw"
+    plain.write_text("\n".join(rows))
+    by_row, by_article = (
+        hub_text(path=str(plain), joiner="\n\n", heading=heading).documents(["test"])["test"]
+        for heading in (None, "^ = [^=]+ = $")
+    )
+    assert [len(by_row), len(by_article)] == [8, 3]
+    assert [one.text.split("\n")[0] for one in by_article] == ["", " = One = ", " = Two = "]
+    assert " = = Part = = " in by_article[1].text and "more" in by_article[1].text
+    one, other = ("\n\n".join(d.text for d in documents) for documents in (by_row, by_article))
+    assert one == other
 
 
 def test_local_files_that_are_missing_or_broken_are_named(tmp_path):
