@@ -5,7 +5,7 @@ VENV   ?= .venv
 SCALE  ?= cpu
 RUN     = $(VENV)/bin/effllm run
 
-.PHONY: help install sds sds-ablation sds-search sds-seeds fly fly-search fly-accuracy tyr tyr-ablation tyr-long spark smoke test test-all check bench bench-exactness clean
+.PHONY: help install sds sds-ablation sds-search sds-seeds fly fly-search fly-accuracy tyr tyr-ablation tyr-long tyr-seeds spark smoke test test-all check bench bench-exactness clean
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+: *.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 18
@@ -50,6 +50,9 @@ tyr-ablation: install  ## Týr without accumulation, refit, search, first- or se
 tyr-long: install  ## Týr at four sparsities, with a second, finer round (longer)
 	$(RUN) paper=tyr_long scale=$(SCALE)
 
+tyr-seeds: install  ## Týr's search and its nearest rival over three seeds (longer)
+	$(RUN) paper=tyr_seeds scale=$(SCALE)
+
 spark: install   ## SparK at SCALE to its report
 	$(RUN) paper=spark scale=$(SCALE)
 
@@ -66,6 +69,7 @@ smoke: install   ## every paper on a tiny random model
 	$(RUN) paper=tyr scale=smoke logger=none
 	$(RUN) paper=tyr_ablation scale=smoke logger=none
 	$(RUN) paper=tyr_long scale=smoke logger=none
+	$(RUN) paper=tyr_seeds scale=smoke logger=none
 	$(RUN) paper=spark scale=smoke logger=none
 
 test: install    ## all tests but the slow ones and those for GPUs

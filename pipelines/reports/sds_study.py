@@ -7,7 +7,7 @@ from itertools import product
 
 import numpy as np
 
-from effllm.modules.evaluation.intervals import Interval, over_seeds
+from effllm.pipelines.reports import seeds
 from effllm.pipelines.reports.page import Table, Text, Verdict
 from effllm.pipelines.reports.sds import (
     BASES,
@@ -102,25 +102,9 @@ def _against(data: Comparison, row: Row, control: Row | None) -> str:
 
 
 def seeds_table(data: Comparison) -> Table:
-    """Test perplexity per calibration seed, mean and standard deviation."""
-    seeds = sorted({row.subject.seed for row in data.rows if row.subject.seed is not None})
-    body: list[list[str]] = []
-    strong = set()
-    for method, rows in _by_method(data).items():
-        values = {row.subject.seed: data.perplexity(row).value for row in rows}
-        logs = np.log(list(values.values()))
-        spread = f"{100 * np.std(logs, ddof=1):.1f}" if len(logs) > 1 else ""
-        cells = [number(values[seed]) if seed in values else "" for seed in seeds]
-        if rows[0].variant in ("sds", "s_ds"):
-            strong.add(len(body))
-        body.append([method, *cells, number(float(np.exp(np.mean(logs)))), spread])
-    return Table(
-        ["Test perplexity", *(f"seed {seed}" for seed in seeds), "mean", "spread, %"],
-        body,
-        note="Each seed draws its own calibration windows. Mean: geometric. Spread: standard "
-        "deviation over seeds of the logarithm.",
-        strong=frozenset(strong),
-    )
+    """Test perplexity of every method per calibration seed."""
+    rows = sorted(data.rows, key=order_in_table)
+    return seeds.seeds_table(data, rows, strong=lambda row: row.variant in ("sds", "s_ds"))
 
 
 def seeds_verdicts(data: Comparison) -> list[Verdict]:
@@ -129,7 +113,7 @@ def seeds_verdicts(data: Comparison) -> list[Verdict]:
     methods = {"sds": "SDS", "s_ds": "SDS started from the dense model (S-DS)"}
     titles = {"prune": "one-shot", **{kind: f"+ {title}" for kind, title in CONTROLS.items()}}
     for base, method, kind in product(BASES, methods, titles):
-        change, each = seed_differences(data, base, method, kind)
+        change, each = seeds.seed_differences(data, (base, method), (base, kind))
         if change is None:
             continue
         evidence = (
@@ -145,7 +129,7 @@ def seeds_verdicts(data: Comparison) -> list[Verdict]:
 def pooled_spread(data: Comparison) -> Text:
     """How much one calibration draw moves the differences above."""
     changes = [
-        seed_differences(data, base, method, kind)[1]
+        seeds.seed_differences(data, (base, method), (base, kind))[1]
         for base, method, kind in product(BASES, ("sds", "s_ds"), ("prune", *CONTROLS))
     ]
     spreads = [np.var(each, ddof=1) for each in changes if len(each) > 1]
@@ -155,28 +139,3 @@ def pooled_spread(data: Comparison) -> Text:
         f"Over these {len(spreads)} comparisons, paired by seed, the differences have a pooled "
         f"standard deviation of {np.sqrt(np.mean(spreads)):.1f} points."
     )
-
-
-def seed_differences(
-    data: Comparison, base: str, method: str, control: str
-) -> tuple[Interval | None, list[float]]:
-    """Relative change in percent from a control to a method, paired by seed; None for under two."""
-    arms = []
-    for variant in (method, control):
-        rows = [row for row in data.rows if (row.base, row.variant) == (base, variant)]
-        arms.append({row.subject.seed or 0: row.subject.examples["test"].mean() for row in rows})
-    shared = sorted(set(arms[0]) & set(arms[1]))
-    logs = np.array([arms[0][seed] - arms[1][seed] for seed in shared])
-    each = [float(one) for one in 100 * np.expm1(logs)]
-    if len(logs) < 2:
-        return None, each
-    log = over_seeds(logs)
-    ends = [float(100 * np.expm1(end)) for end in (log.value, log.low, log.high)]
-    return Interval(*ends), each
-
-
-def _by_method(data: Comparison) -> dict[str, list[Row]]:
-    grouped: dict[str, list[Row]] = defaultdict(list)
-    for row in sorted(data.rows, key=order_in_table):
-        grouped[row.method].append(row)
-    return grouped

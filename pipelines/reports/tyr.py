@@ -32,7 +32,7 @@ EVEN = "Týr supernet, even"
 SEARCHED = "Týr, searched"
 _IN_PAPER = ("wanda", "flap", "shortgpt", "second")
 _ORDER = ["dense", *BASELINES, "second", "local", "even", "searched"]
-_VARIANT = "tyr"
+VARIANT = "tyr"
 # What a small machine should gain at half the units; ours.
 DECODE_GOAL, PREFILL_GOAL = 1.35, 1.5
 _USUAL = {
@@ -48,14 +48,14 @@ _USUAL = {
 def describe(subject: Subject) -> Row:
     """Name a model by its history: `base` is the kind of method, `pattern` the sparsity."""
     if not subject.history:
-        return Row(subject, "dense", _VARIANT, "", "Dense")
+        return Row(subject, "dense", VARIANT, "", "Dense")
     step = subject.history[-1]
     sparsity = f"{100 * step['sparsity']:g} %"
     if step["stage"] == "prune_units":
         kind = step["baseline"]
-        return Row(subject, kind, _VARIANT, sparsity, BASELINES.get(kind, kind))
+        return Row(subject, kind, VARIANT, sparsity, BASELINES.get(kind, kind))
     if step["levels"] == 1 and step["score"] == "second" and step["accumulation"] == "level0":
-        return Row(subject, "second", _VARIANT, sparsity, SECOND)
+        return Row(subject, "second", VARIANT, sparsity, SECOND)
     usual = dict(_USUAL)
     if step["levels"] == 1:
         kind, name, usual["accumulation"] = "local", LOCAL, "level0"
@@ -70,7 +70,7 @@ def describe(subject: Subject) -> Row:
     marks = [_mark(key, step[key]) for key, value in usual.items() if step[key] != value]
     if marks:
         kind, name = f"{kind}_variant", f"{name}: {', '.join(marks)}"
-    return Row(subject, kind, _VARIANT, sparsity, name)
+    return Row(subject, kind, VARIANT, sparsity, name)
 
 
 def _mark(key: str, value: Any) -> str:
@@ -135,8 +135,8 @@ def _by_method(row: Row) -> tuple[int, str]:
 def detail_table(data: Comparison, sparsity: str) -> Table:
     """All metrics at one sparsity."""
     rows = sorted((r for r in data.rows if r.pattern in ("", sparsity)), key=_by_method)
-    best = data.find("searched", _VARIANT, sparsity)
-    dense = data.find("dense", _VARIANT, "")
+    best = data.find("searched", VARIANT, sparsity)
+    dense = data.find("dense", VARIANT, "")
     tasks = list(dict.fromkeys(task for row in rows for task in row.subject.tasks))
     body: list[list[str]] = []
     strong: set[int] = set()
@@ -187,11 +187,11 @@ def verdicts(data: Comparison, speeds: Sequence[Speedup]) -> list[Verdict]:
     """One verdict per claim, from paired differences."""
     found = []
     for sparsity in sparsities(data):
-        best = data.find("searched", _VARIANT, sparsity)
+        best = data.find("searched", VARIANT, sparsity)
         if best is None:
             continue
         for base in (*BASELINES, "second", "local", "even"):
-            other = data.find(base, _VARIANT, sparsity)
+            other = data.find(base, VARIANT, sparsity)
             if other is not None:
                 change = data.relative(best, other, "heldout")
                 on_test = data.relative(best, other)
@@ -206,7 +206,7 @@ def verdicts(data: Comparison, speeds: Sequence[Speedup]) -> list[Verdict]:
                         paper=base in _IN_PAPER or base == "even",
                     )
                 )
-        later = data.find("searched_2", _VARIANT, sparsity)
+        later = data.find("searched_2", VARIANT, sparsity)
         if later is not None:
             change = data.relative(later, best, "heldout")
             found.append(
@@ -229,7 +229,7 @@ def _part_verdicts(data: Comparison) -> list[Verdict]:
     found = []
     for row in data.rows:
         base = {"second": "local"}.get(row.base, row.base.removesuffix("_variant"))
-        usual = data.find(base, _VARIANT, row.pattern)
+        usual = data.find(base, VARIANT, row.pattern)
         if base == row.base or usual is None:
             continue
         change = data.relative(usual, row, "heldout")

@@ -5,6 +5,7 @@ import pytest
 
 from effllm.pipelines.reports import sds_study
 from effllm.pipelines.reports.sds import Comparison, describe
+from effllm.pipelines.reports.seeds import seed_differences
 from effllm.pipelines.reports.subjects import Subject
 
 PRUNE = {"stage": "prune", "pruner": "wanda", "pattern": "2:4"}
@@ -54,7 +55,7 @@ def test_differences_are_paired_by_seed_with_an_interval_over_seeds():
     for seed, (ours, control) in enumerate([(81, 90), (80, 90), (79, 90)]):
         rows += [row(sds(), 90, ours, seed), row([PRUNE, REFIT], 90, control, seed)]
     data = Comparison(rows, 200)
-    change, each = sds_study.seed_differences(data, "wanda", "sds", "refit")
+    change, each = seed_differences(data, ("wanda", "sds"), ("wanda", "refit"))
     assert each == pytest.approx([-10, -100 / 9, -110 / 9])
     assert change.low < change.value < change.high < 0
     verdicts = sds_study.seeds_verdicts(data)
@@ -71,7 +72,7 @@ def test_differences_are_paired_by_seed_with_an_interval_over_seeds():
         "spread, %",
     ]
     one_seed = Comparison(rows[:2], 200)
-    assert sds_study.seed_differences(one_seed, "wanda", "sds", "refit")[0] is None
+    assert seed_differences(one_seed, ("wanda", "sds"), ("wanda", "refit"))[0] is None
 
 
 def test_sds_started_dense_is_a_method_of_its_own_over_seeds():

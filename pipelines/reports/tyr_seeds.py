@@ -1,0 +1,38 @@
+"""Whether the search's gain holds for other calibration windows and other moves."""
+
+from __future__ import annotations
+
+from effllm.pipelines.reports.page import Verdict
+from effllm.pipelines.reports.sds import Comparison, signed, verdict
+from effllm.pipelines.reports.seeds import seed_differences
+from effllm.pipelines.reports.tyr import EVEN, SECOND, VARIANT, sparsities
+
+
+def verdicts(data: Comparison) -> list[Verdict]:
+    """The searched model against its nearest rival and its own even level; intervals over seeds."""
+    found = []
+    for sparsity in sparsities(data):
+        mine = at(data, sparsity)
+        for base, name in {"second": SECOND, "even": EVEN}.items():
+            kinds = ("searched", VARIANT), (base, VARIANT)
+            change, each = seed_differences(mine, *kinds)
+            heldout, each_heldout = seed_differences(mine, *kinds, "heldout")
+            if change is None or heldout is None:
+                continue
+            evidence = (
+                f"Test perplexity {signed(change)} %, each: {_list(each)}; held-out "
+                f"{signed(heldout)} %, each: {_list(each_heldout)}. Student's t intervals over "
+                f"{len(each)} seeds."
+            )
+            claim = f"At {sparsity} the searched model beats {name} in test perplexity."
+            found.append(verdict(claim, change, evidence, margin=0.0))
+    return found
+
+
+def at(data: Comparison, sparsity: str) -> Comparison:
+    """The rows of one sparsity."""
+    return Comparison([row for row in data.rows if row.pattern == sparsity], data.resamples)
+
+
+def _list(changes: list[float]) -> str:
+    return ", ".join(f"{one:+.1f}" for one in changes)

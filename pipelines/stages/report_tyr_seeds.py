@@ -1,0 +1,44 @@
+"""Report on Týr over several seeds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from effllm.pipelines.artifacts import Artifact
+from effllm.pipelines.stage import Metrics, StageContext
+from effllm.pipelines.stages.report import ReportStage
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportTyrSeeds(ReportStage):
+    """The search, its even level and its nearest rival over seeds of calibration and moves."""
+
+    def run(self, ctx: StageContext) -> Metrics:
+        """`index.html`, `report.md` and `results.json`."""
+        from effllm.pipelines.reports import tyr, tyr_seeds
+        from effllm.pipelines.reports.frame import smoke_warning
+        from effllm.pipelines.reports.page import Heading, Page
+        from effllm.pipelines.reports.sds import Comparison
+        from effllm.pipelines.reports.seeds import seeds_table
+        from effllm.pipelines.reports.subjects import gather_subjects
+
+        results = ctx.input_list("results", Artifact)
+        rows = [tyr.describe(subject) for subject in gather_subjects(results)]
+        data = Comparison(sorted(rows, key=tyr.order), self.resamples)
+        page = Page(
+            "Týr-the-Pruner: seeds",
+            f"Scale {self.scale}. The same settings and test windows; each seed draws its own "
+            "calibration windows, moves, and text to judge on.",
+        )
+        page.add(*smoke_warning(self.scale))
+        page.add(Heading("Verdicts over seeds"), *tyr_seeds.verdicts(data))
+        for sparsity in tyr.sparsities(data):
+            mine = tyr_seeds.at(data, sparsity)
+            page.add(Heading(f"Perplexity by seed at {sparsity}"))
+            for role in ("test", "heldout"):
+                page.add(
+                    seeds_table(
+                        mine, mine.rows, role=role, strong=lambda row: row.base == "searched"
+                    )
+                )
+        return self.publish(ctx, page, tyr.result_rows(data, [], "tyr"))

@@ -1,0 +1,64 @@
+"""Týr over seeds, on made-up measurements."""
+
+import numpy as np
+import pytest
+
+from effllm.pipelines.reports.sds import Comparison
+from effllm.pipelines.reports.seeds import seeds_table
+from effllm.pipelines.reports.subjects import Subject
+from effllm.pipelines.reports.tyr import describe
+from effllm.pipelines.reports.tyr_seeds import at, verdicts
+
+SEARCHED = {
+    "stage": "export_compact",
+    "sparsity": 0.5,
+    "levels": 9,
+    "searched": True,
+    "iteration": 1,
+    "score": "official",
+    "accumulation": "expectation",
+    "accumulate_at": "sublayer",
+    "refit": True,
+    "attention_unit": "head",
+    "layout": "compact",
+}
+EVEN = {**SEARCHED, "searched": False}
+SECOND = {**EVEN, "levels": 1, "score": "second", "accumulation": "level0"}
+
+
+def row(step, seed, test, heldout, sparsity=0.5):
+    examples = {"test": np.log([test] * 4), "heldout": np.log([heldout] * 4)}
+    label = f"{step['score']}/{step['searched']}{seed}{sparsity}"
+    return describe(Subject(label, [{**step, "sparsity": sparsity}], examples, seed=seed))
+
+
+@pytest.fixture
+def data():
+    """The search gains 9 to 11 % on the even level, and nothing certain on the rival."""
+    rows = []
+    for seed, (searched, even, second) in enumerate([(90, 100, 91), (91, 100, 90), (89, 100, 90)]):
+        rows += [row(SEARCHED, seed, searched, 80), row(EVEN, seed, even, 100)]
+        rows += [row(SECOND, seed, second, 100)]
+    rows += [row(SEARCHED, 0, 40, 40, sparsity=0.25), row(EVEN, 0, 50, 50, sparsity=0.25)]
+    return Comparison(rows, 200)
+
+
+def test_a_verdict_needs_two_seeds_and_rests_on_test_text(data):
+    found = {one.claim.partition(" beats ")[2]: one for one in verdicts(data)}
+    assert set(found) == {
+        "Týr supernet, even in test perplexity.",
+        "ZipLM-style, second order, even in test perplexity.",
+    }  # one seed at 25 % says nothing
+    even = found["Týr supernet, even in test perplexity."]
+    assert even.outcome == "reproduced" and "each: -10.0, -9.0, -11.0" in even.evidence
+    rival = found["ZipLM-style, second order, even in test perplexity."]
+    assert rival.outcome == "inconclusive" and "held-out -20.0" in rival.evidence
+
+
+def test_the_table_of_a_sparsity_has_its_rows_and_both_texts(data):
+    mine = at(data, "25 %")
+    assert [one.pattern for one in mine.rows] == ["25 %", "25 %"]
+    for role, name in (("test", "Test perplexity"), ("heldout", "Held-out perplexity")):
+        table = seeds_table(mine, mine.rows, role=role, strong=lambda one: one.base == "searched")
+        assert list(table.columns) == [name, "seed 0", "mean", "spread, %"]
+        assert table.rows[0][:2] == ["Týr, searched", "40.00"] and table.strong == {0}
