@@ -23,8 +23,9 @@ from pathlib import Path
 
 from effllm.modules.errors import ArtifactError, ConfigError, EffLLMError
 from effllm.pipelines import provenance
-from effllm.pipelines.artifacts import Artifact, write_json
+from effllm.pipelines.artifacts import Artifact
 from effllm.pipelines.display import Display
+from effllm.pipelines.files import write_json
 from effllm.pipelines.graph import (
     ARTIFACT_PREFIX,
     Instance,

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from effllm.modules.errors import ArtifactError
-from effllm.pipelines.artifacts import Artifact, link_or_copy, write_rows
+from effllm.pipelines.artifacts import Artifact
+from effllm.pipelines.files import link_or_copy, write_rows
 
 if TYPE_CHECKING:
     import torch

@@ -19,7 +19,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from effllm.modules.errors import ArtifactError
-from effllm.pipelines.artifacts import Artifact, iterate_files, write_json
+from effllm.pipelines.artifacts import Artifact
+from effllm.pipelines.files import iterate_files, write_json
 from effllm.pipelines.identity import DIGEST_LENGTH
 
 MANIFEST = "manifest.json"

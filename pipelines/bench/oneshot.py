@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from effllm.modules.evaluation.intervals import Interval, over_seeds
-from effllm.pipelines.artifacts import write_json
+from effllm.pipelines.files import write_json
 from effllm.pipelines.graph import build_graph
 from effllm.pipelines.launch import compose, resolve, run_command
 from effllm.pipelines.store import Store

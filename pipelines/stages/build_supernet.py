@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from effllm.modules.errors import ConfigError
-from effllm.pipelines.artifacts import Allocation, Checkpoint, SupernetFiles, Windows, write_json
+from effllm.pipelines.artifacts import Allocation, Checkpoint, SupernetFiles, Windows
+from effllm.pipelines.files import write_json
 from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
 from effllm.pipelines.stages.blockwise import resume_stream, save_stream
 

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from effllm.modules.errors import ConfigError
-from effllm.pipelines.artifacts import Corpus, Tasks, write_json, write_rows
+from effllm.pipelines.artifacts import Corpus, Tasks
+from effllm.pipelines.files import write_json, write_rows
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 
 if TYPE_CHECKING:

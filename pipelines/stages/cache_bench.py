@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from effllm.modules.errors import ConfigError
-from effllm.pipelines.artifacts import Checkpoint, Corpus, Predictions, write_json, write_rows
+from effllm.pipelines.artifacts import Checkpoint, Corpus, Predictions
+from effllm.pipelines.files import write_json, write_rows
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 from effllm.pipelines.stages.evaluate_cache import describe
 

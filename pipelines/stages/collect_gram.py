@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from effllm.pipelines.artifacts import Checkpoint, Grams, Windows, write_json
+from effllm.pipelines.artifacts import Checkpoint, Grams, Windows
+from effllm.pipelines.files import write_json
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 from effllm.pipelines.stages.blockwise import block_name, resume_stream, save_stream
 

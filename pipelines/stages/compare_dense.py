@@ -6,14 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from effllm.modules.errors import DataError
-from effllm.pipelines.artifacts import (
-    Checkpoint,
-    Predictions,
-    TeacherRecord,
-    Windows,
-    write_json,
-    write_rows,
-)
+from effllm.pipelines.artifacts import Checkpoint, Predictions, TeacherRecord, Windows
+from effllm.pipelines.files import write_json, write_rows
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 
 

@@ -3,7 +3,8 @@
 from dataclasses import asdict, dataclass
 from typing import ClassVar
 
-from effllm.pipelines.artifacts import Checkpoint, Grams, Predictions, write_json, write_rows
+from effllm.pipelines.artifacts import Checkpoint, Grams, Predictions
+from effllm.pipelines.files import write_json, write_rows
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 
 

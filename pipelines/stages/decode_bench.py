@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from effllm.modules.errors import ConfigError
-from effllm.pipelines.artifacts import Checkpoint, Predictions, Prompts, write_json, write_rows
+from effllm.pipelines.artifacts import Checkpoint, Predictions, Prompts
+from effllm.pipelines.files import write_json, write_rows
 from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
 from effllm.pipelines.stages.arms import DecodingModels, describe_arm
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from effllm.pipelines.artifacts import Calibration, Checkpoint, Prompts, write_json
+from effllm.pipelines.artifacts import Calibration, Checkpoint, Prompts
+from effllm.pipelines.files import write_json
 from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
 from effllm.pipelines.stages.arms import DecodingModels
 

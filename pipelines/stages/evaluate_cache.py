@@ -7,14 +7,8 @@ from dataclasses import dataclass, is_dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from effllm.modules.errors import ConfigError
-from effllm.pipelines.artifacts import (
-    Checkpoint,
-    LongPrompts,
-    Predictions,
-    Windows,
-    write_json,
-    write_rows,
-)
+from effllm.pipelines.artifacts import Checkpoint, LongPrompts, Predictions, Windows
+from effllm.pipelines.files import write_json, write_rows
 from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
 
 if TYPE_CHECKING:

@@ -3,7 +3,8 @@
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
-from effllm.pipelines.artifacts import Checkpoint, Predictions, Tasks, write_json, write_rows
+from effllm.pipelines.artifacts import Checkpoint, Predictions, Tasks
+from effllm.pipelines.files import write_json, write_rows
 from effllm.pipelines.provenance import package_version
 from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
 from effllm.pipelines.stages.arms import DecodingModels, describe_arm

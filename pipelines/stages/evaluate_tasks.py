@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from effllm.pipelines.artifacts import Checkpoint, Predictions, Tasks, write_json, write_rows
+from effllm.pipelines.artifacts import Checkpoint, Predictions, Tasks
+from effllm.pipelines.files import write_json, write_rows
 from effllm.pipelines.provenance import package_version
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 

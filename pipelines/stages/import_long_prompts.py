@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from effllm.modules.errors import DataError
-from effllm.pipelines.artifacts import Checkpoint, LongPrompts, write_rows
+from effllm.pipelines.artifacts import Checkpoint, LongPrompts
+from effllm.pipelines.files import write_rows
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 
 if TYPE_CHECKING:

@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from effllm.modules.errors import ConfigError, DataError
-from effllm.pipelines.artifacts import Prompts, write_rows
+from effllm.pipelines.artifacts import Prompts
+from effllm.pipelines.files import write_rows
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 
 if TYPE_CHECKING:

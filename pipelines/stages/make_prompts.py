@@ -3,7 +3,8 @@
 from dataclasses import asdict, dataclass
 from typing import ClassVar
 
-from effllm.pipelines.artifacts import Corpus, Prompts, write_rows
+from effllm.pipelines.artifacts import Corpus, Prompts
+from effllm.pipelines.files import write_rows
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 
 

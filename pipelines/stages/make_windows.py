@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from effllm.modules.errors import ConfigError, UnsupportedModelError
-from effllm.pipelines.artifacts import Checkpoint, Corpus, Windows, write_json
+from effllm.pipelines.artifacts import Checkpoint, Corpus, Windows
+from effllm.pipelines.files import write_json
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 
 

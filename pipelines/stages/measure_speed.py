@@ -6,7 +6,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from effllm.pipelines.artifacts import Checkpoint, Speeds, Windows, write_json, write_rows
+from effllm.pipelines.artifacts import Checkpoint, Speeds, Windows
+from effllm.pipelines.files import write_json, write_rows
 from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
 
 if TYPE_CHECKING:

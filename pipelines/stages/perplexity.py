@@ -5,7 +5,8 @@ from functools import partial
 from typing import ClassVar
 
 from effllm.modules.errors import NumericalError
-from effllm.pipelines.artifacts import Checkpoint, Predictions, Windows, write_json, write_rows
+from effllm.pipelines.artifacts import Checkpoint, Predictions, Windows
+from effllm.pipelines.files import write_json, write_rows
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 
 

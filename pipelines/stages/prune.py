@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from effllm.modules.errors import ConfigError
-from effllm.pipelines.artifacts import Checkpoint, Windows, write_checkpoint, write_json
+from effllm.pipelines.artifacts import Checkpoint, Windows, write_checkpoint
+from effllm.pipelines.files import write_json
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 from effllm.pipelines.stages.blockwise import block_name, resume_stream, save_stream
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
-from effllm.pipelines.artifacts import Blocks, Checkpoint, Prompts, write_json, write_rows
+from effllm.pipelines.artifacts import Blocks, Checkpoint, Prompts
+from effllm.pipelines.files import write_json, write_rows
 from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
 from effllm.pipelines.stages.arms import DecodingModels, describe_arm
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from effllm.pipelines.artifacts import Checkpoint, TeacherRecord, Windows, write_json
+from effllm.pipelines.artifacts import Checkpoint, TeacherRecord, Windows
+from effllm.pipelines.files import write_json
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 
 if TYPE_CHECKING:

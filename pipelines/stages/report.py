@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from effllm.pipelines.artifacts import Artifact, Report, write_json
+from effllm.pipelines.artifacts import Artifact, Report
+from effllm.pipelines.files import write_json
 from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
 
 if TYPE_CHECKING:

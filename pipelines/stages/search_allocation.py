@@ -8,14 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from effllm.modules.errors import DataError
-from effllm.pipelines.artifacts import (
-    Allocation,
-    Checkpoint,
-    SupernetFiles,
-    Windows,
-    write_json,
-    write_rows,
-)
+from effllm.pipelines.artifacts import Allocation, Checkpoint, SupernetFiles, Windows
+from effllm.pipelines.files import write_json, write_rows
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 
 if TYPE_CHECKING:

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from effllm.modules.errors import ConfigError
-from effllm.pipelines.artifacts import Checkpoint, Predictions, link_or_copy
+from effllm.pipelines.artifacts import Checkpoint, Predictions
+from effllm.pipelines.files import link_or_copy
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 from effllm.pipelines.stages.prune import GRAM_FOLDER
 

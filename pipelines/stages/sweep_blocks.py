@@ -7,7 +7,8 @@ from itertools import product
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from effllm.modules.errors import ConfigError
-from effllm.pipelines.artifacts import Blocks, Sweep, write_json, write_rows
+from effllm.pipelines.artifacts import Blocks, Sweep
+from effllm.pipelines.files import write_json, write_rows
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 
 if TYPE_CHECKING:

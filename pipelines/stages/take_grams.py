@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from effllm.modules.errors import ArtifactError
-from effllm.pipelines.artifacts import Checkpoint, Grams, link_or_copy, write_json
+from effllm.pipelines.artifacts import Checkpoint, Grams
+from effllm.pipelines.files import link_or_copy, write_json
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 from effllm.pipelines.stages.prune import GRAM_FOLDER
 

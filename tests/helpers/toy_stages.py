@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from effllm.modules.errors import NumericalError
-from effllm.pipelines.artifacts import Artifact, Predictions, write_json, write_rows
+from effllm.pipelines.artifacts import Artifact, Predictions
+from effllm.pipelines.files import write_json, write_rows
 from effllm.pipelines.stage import Many, Stage
 
 
