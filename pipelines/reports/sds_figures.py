@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from effllm.pipelines.reports.comparison import Comparison
 from effllm.pipelines.reports.figures import COLOURS, figure, write_csv
-from effllm.pipelines.reports.sds import BASES, Comparison, order_in_table
+from effllm.pipelines.reports.sds import BASES, order_in_table
 
 
 def draw_perplexity(data: Comparison, folder: Path, pattern: str) -> None:

@@ -8,18 +8,16 @@ from itertools import product
 import numpy as np
 
 from effllm.pipelines.reports import seeds
-from effllm.pipelines.reports.page import Table, Text, Verdict
-from effllm.pipelines.reports.sds import (
-    BASES,
-    CONTROLS,
+from effllm.pipelines.reports.comparison import (
     Comparison,
     Row,
     number,
-    order_in_table,
     seconds,
     signed,
     verdict,
 )
+from effllm.pipelines.reports.page import Table, Text, Verdict
+from effllm.pipelines.reports.sds import BASES, CONTROLS, order_in_table
 
 CONTROL = "refit_3"  # no re-dense step, at about the time of SDS
 

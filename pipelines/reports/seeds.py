@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from effllm.modules.evaluation.intervals import Interval, over_seeds
+from effllm.pipelines.reports.comparison import Comparison, Row, number
 from effllm.pipelines.reports.page import Table
-from effllm.pipelines.reports.sds import Comparison, Row, number
 
 Kind = tuple[str, str]  # base and variant of a row
 

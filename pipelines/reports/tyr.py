@@ -6,16 +6,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from effllm.modules.evaluation.intervals import Interval
-from effllm.pipelines.reports.page import Table, Verdict
-from effllm.pipelines.reports.sds import (
+from effllm.pipelines.reports.comparison import (
     Comparison,
     Row,
     number,
+    result_row,
     seconds,
     signed,
     verdict,
     with_interval,
 )
+from effllm.pipelines.reports.page import Table, Verdict
 from effllm.pipelines.reports.subjects import Subject
 from effllm.pipelines.reports.tyr_speed import Speedup, times
 
@@ -310,42 +311,9 @@ def paper_tables() -> list[Table]:
 
 
 def result_rows(data: Comparison, speeds: Sequence[Speedup], paper: str) -> list[dict[str, Any]]:
-    """Rows of `results.json`, as the other papers have them, with sizes and speeds."""
-    by_label = {one.row.subject.label: one for one in speeds}
-    found = []
-    for row in sorted(data.rows, key=order):
-        subject = row.subject
-        metrics: dict[str, float | None] = {"seconds": subject.seconds, **subject.sizes}
-        intervals, n = {}, {}
-
-        def keep(key: str, interval: Interval, count: int) -> None:
-            metrics[key], n[key] = interval.value, count  # noqa: B023 - used at once
-            intervals[key] = [interval.low, interval.high]  # noqa: B023
-
-        for role, protocol in subject.protocols.items():
-            if role != "kl":
-                count = len(subject.examples[role])
-                keep(f"{role}/{protocol}/ppl", data.perplexity(row, role), count)
-        for task in subject.tasks:
-            keep(f"{task}/acc", data.accuracy(row, task), len(subject.examples[task]))
-        if "kl" in subject.examples:
-            keep("test/kl", data.divergence(row), len(subject.examples["kl"]))
-        speed = by_label.get(subject.label)
-        if speed is not None:
-            metrics["tokens_per_second"] = speed.tokens_per_second
-            metrics["prefill_seconds"] = speed.prefill_seconds
-            metrics["decode_speedup"] = speed.decode.value
-            metrics["prefill_speedup"] = speed.prefill.value
-        found.append(
-            {
-                "paper": paper,
-                "method": row.method,
-                "pattern": row.pattern,
-                "seed": subject.seed,
-                "metrics": metrics,
-                "intervals": intervals,
-                "n": n,
-                "artifact": subject.label,
-            }
-        )
-    return found
+    """Rows of `results.json`, with sizes and speeds."""
+    by_label = {one.row.subject.label: one.figures for one in speeds}
+    return [
+        result_row(data, row, paper, {**row.subject.sizes, **by_label.get(row.subject.label, {})})
+        for row in sorted(data.rows, key=order)
+    ]

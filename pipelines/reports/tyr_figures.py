@@ -10,8 +10,8 @@ import numpy as np
 from matplotlib.ticker import LogLocator
 
 from effllm.pipelines.artifacts import Allocation
+from effllm.pipelines.reports.comparison import Comparison, Row
 from effllm.pipelines.reports.figures import COLOURS, figure, write_csv
-from effllm.pipelines.reports.sds import Comparison, Row
 from effllm.pipelines.reports.tyr import sparsities
 from effllm.pipelines.reports.tyr_speed import Speedup
 

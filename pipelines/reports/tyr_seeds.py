@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from effllm.pipelines.reports.comparison import Comparison, signed, verdict
 from effllm.pipelines.reports.page import Verdict
-from effllm.pipelines.reports.sds import Comparison, signed, verdict
 from effllm.pipelines.reports.seeds import seed_differences
 from effllm.pipelines.reports.tyr import EVEN, SECOND, VARIANT, sparsities
 

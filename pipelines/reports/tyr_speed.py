@@ -9,8 +9,8 @@ import numpy as np
 
 from effllm.modules.evaluation.intervals import Interval, bootstrap
 from effllm.pipelines.artifacts import Speeds
+from effllm.pipelines.reports.comparison import Row, number
 from effllm.pipelines.reports.page import Table
-from effllm.pipelines.reports.sds import Row, number
 
 
 class Speedup:
@@ -34,6 +34,16 @@ class Speedup:
         self.tokens_per_second = sum(one["tokens"] for one in mine) / sum(
             one["decode_seconds"] for one in mine
         )
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Its speeds as metrics of a row; seconds, tokens per second, and ratios."""
+        return {
+            "tokens_per_second": self.tokens_per_second,
+            "prefill_seconds": self.prefill_seconds,
+            "decode_speedup": self.decode.value,
+            "prefill_speedup": self.prefill.value,
+        }
 
 
 def _ratio(mine: list[Any], dense: list[Any], key: str, resamples: int) -> Interval:

@@ -24,13 +24,14 @@ class ReportSds(ReportStage):
         """`index.html`, `report.md`, `results.json`, and `figures/`."""
         import effllm.pipelines.reports.sds as sds
         import effllm.pipelines.reports.sds_figures as sds_figures
+        from effllm.pipelines.reports.comparison import Comparison
         from effllm.pipelines.reports.frame import cost, smoke_warning
         from effllm.pipelines.reports.page import Figure, Heading, Page, Text
         from effllm.pipelines.reports.subjects import gather_subjects
 
         results = ctx.input_list("results", Artifact)
         rows = [sds.describe(subject) for subject in gather_subjects(results)]
-        data = sds.Comparison(sorted(rows, key=sds.order), self.resamples)
+        data = Comparison(sorted(rows, key=sds.order), self.resamples)
         figures = ctx.workdir / "figures"
         model = next(a for a in results if a.manifest["stage"] == "import_model")
         name = model.manifest["sources"]["source"]["name"]

@@ -8,7 +8,7 @@ from effllm.pipelines.stage import Metrics, StageContext
 from effllm.pipelines.stages.report import ReportStage
 
 if TYPE_CHECKING:
-    from effllm.pipelines.reports.sds import Comparison
+    from effllm.pipelines.reports.comparison import Comparison
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,8 @@ class ReportSdsSeeds(ReportStage):
 
 def _comparison(ctx: StageContext, resamples: int) -> "Comparison":
     from effllm.pipelines.reports import sds
+    from effllm.pipelines.reports.comparison import Comparison
     from effllm.pipelines.reports.subjects import gather_subjects
 
     rows = [sds.describe(one) for one in gather_subjects(ctx.input_list("results", Artifact))]
-    return sds.Comparison(sorted(rows, key=sds.order), resamples)
+    return Comparison(sorted(rows, key=sds.order), resamples)

@@ -30,9 +30,9 @@ class ReportTyr(ReportStage):
         import effllm.pipelines.reports.tyr as tyr
         import effllm.pipelines.reports.tyr_figures as figures
         import effllm.pipelines.reports.tyr_speed as speed
+        from effllm.pipelines.reports.comparison import Comparison
         from effllm.pipelines.reports.frame import cost, smoke_warning
         from effllm.pipelines.reports.page import Figure, Heading, Page, Text
-        from effllm.pipelines.reports.sds import Comparison
         from effllm.pipelines.reports.subjects import gather_subjects
 
         results = ctx.input_list("results", Artifact)

@@ -16,9 +16,9 @@ class ReportTyrSeeds(ReportStage):
     def run(self, ctx: StageContext) -> Metrics:
         """`index.html`, `report.md` and `results.json`."""
         from effllm.pipelines.reports import tyr, tyr_seeds
+        from effllm.pipelines.reports.comparison import Comparison
         from effllm.pipelines.reports.frame import smoke_warning
         from effllm.pipelines.reports.page import Heading, Page
-        from effllm.pipelines.reports.sds import Comparison
         from effllm.pipelines.reports.seeds import seeds_table
         from effllm.pipelines.reports.subjects import gather_subjects
 

@@ -5,7 +5,8 @@ import pytest
 
 from effllm.modules.errors import DataError
 from effllm.modules.evaluation.intervals import Interval
-from effllm.pipelines.reports.sds import Comparison, describe, verdict, verdicts
+from effllm.pipelines.reports.comparison import Comparison, verdict
+from effllm.pipelines.reports.sds import describe, verdicts
 from effllm.pipelines.reports.subjects import Subject
 
 PRUNE = {"stage": "prune", "pruner": "wanda", "pattern": "2:4"}

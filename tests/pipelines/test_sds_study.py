@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from effllm.pipelines.reports import sds_study
-from effllm.pipelines.reports.sds import Comparison, describe
+from effllm.pipelines.reports.comparison import Comparison
+from effllm.pipelines.reports.sds import describe
 from effllm.pipelines.reports.seeds import seed_differences
 from effllm.pipelines.reports.subjects import Subject
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from effllm.pipelines.reports.sds import Comparison
+from effllm.pipelines.reports.comparison import Comparison
 from effllm.pipelines.reports.seeds import seeds_table
 from effllm.pipelines.reports.subjects import Subject
 from effllm.pipelines.reports.tyr import describe

@@ -1,0 +1,188 @@
+"""Models side by side: rows, paired comparisons with intervals, verdicts, and figures as text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from effllm.modules.errors import DataError
+from effllm.modules.evaluation.intervals import Interval, Values, bootstrap
+from effllm.pipelines.reports.page import Verdict
+from effllm.pipelines.reports.subjects import Subject
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model of the report.
+
+    Attributes:
+        subject: what was measured.
+        base: first pruner, or `dense`.
+        variant: what was done after the first pruning; see `describe`.
+        pattern: such as `2:4`; empty for dense.
+        method: name in tables.
+    """
+
+    subject: Subject
+    base: str
+    variant: str
+    pattern: str
+    method: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything needed to compare rows with intervals."""
+
+    rows: list[Row]
+    resamples: int
+
+    def find(self, base: str, variant: str, pattern: str = "2:4") -> Row | None:
+        """The one row with these properties, or None."""
+        wanted = (base, variant, "" if base == "dense" else pattern)
+        return next((r for r in self.rows if (r.base, r.variant, r.pattern) == wanted), None)
+
+    def perplexity(self, row: Row, role: str = "test") -> Interval:
+        """Perplexity with its interval over documents."""
+        return self._over_documents(row, row.subject.examples[role], role, np.exp)
+
+    def relative(self, row: Row, other: Row, role: str = "test") -> Interval:
+        """Paired relative change of perplexity in percent; negative is better.
+
+        Raises:
+            DataError: if the two were measured on different windows.
+        """
+        facts = [
+            (one.subject.protocols.get(role), one.subject.documents.get(role))
+            for one in (row, other)
+        ]
+        if facts[0] != facts[1]:
+            raise DataError(
+                f"report: {row.subject.label} and {other.subject.label} were measured on different "
+                f"{role} windows ({facts[0][0]}, {facts[1][0]}); measure both on the same"
+            )
+        difference = row.subject.examples[role] - other.subject.examples[role]
+        return self._over_documents(row, difference, role, lambda m: 100 * (np.exp(m) - 1))
+
+    def divergence(self, row: Row) -> Interval:
+        """KL from the dense model on test windows with its interval over documents."""
+        return self._over_documents(row, row.subject.examples["kl"], "kl", lambda mean: mean)
+
+    def _over_documents(
+        self, row: Row, values: Values, role: str, transform: Callable[[Values], Values]
+    ) -> Interval:
+        documents: list[str] | None = row.subject.documents.get(role)
+        if documents and len(set(documents)) == 1:
+            documents = None  # of one document alone there is no other draw than its windows
+        return bootstrap(values, clusters=documents, transform=transform, resamples=self.resamples)
+
+    def counted(self, role: str) -> str:
+        """How many windows of how many documents the figures of a set rest on."""
+        documents = self.rows[0].subject.documents[role]
+        if len(set(documents)) == 1:
+            return f"{len(documents)} windows of one document, drawn one by one"
+        return f"{len(documents)} windows of {len(set(documents))} documents"
+
+    def accuracy(self, row: Row, task: str) -> Interval:
+        """Accuracy in percent with its interval over items, whatever article they are from."""
+        return bootstrap(100 * row.subject.examples[task], resamples=self.resamples)
+
+    def mean_accuracy_difference(self, row: Row, other: Row) -> Interval:
+        """Paired difference of the mean accuracy over tasks, in points; positive is better."""
+        tasks = [task for task in row.subject.tasks if task in other.subject.tasks]
+        arms = [row.subject.examples[t] - other.subject.examples[t] for t in tasks]
+        if len({len(arm) for arm in arms}) == 1:
+            return bootstrap(100 * np.mean(arms, axis=0), resamples=self.resamples)
+        draws = [bootstrap(100 * arm, resamples=self.resamples) for arm in arms]
+        spread = np.sqrt(sum(((one.high - one.low) / 2) ** 2 for one in draws)) / len(draws)
+        mean = float(np.mean([one.value for one in draws]))
+        return Interval(mean, mean - spread, mean + spread)
+
+
+def verdict(
+    claim: str, interval: Interval, evidence: str, *, margin: float, paper: bool = True
+) -> Verdict:
+    """Judge a claim that a difference is negative.
+
+    Args:
+        claim: what is claimed.
+        interval: of the difference; negative is the claimed side.
+        evidence: the numbers in words.
+        margin: how far from zero the interval must stay; covers what the interval does not see.
+        paper: whether the paper claims it; our own controls are supported or not, not reproduced.
+    """
+    words = ("reproduced", "not reproduced") if paper else ("supported", "not supported")
+    outcome = "inconclusive"
+    if interval.high < -margin:
+        outcome = words[0]
+    elif interval.low > margin:
+        outcome = words[1]
+    return Verdict(claim, outcome, evidence)
+
+
+def result_row(
+    data: Comparison, row: Row, paper: str, more: Mapping[str, float | None]
+) -> dict[str, Any]:
+    """One row of `results.json`.
+
+    Args:
+        data: how intervals are made.
+        row: the model.
+        paper: name of the paper.
+        more: metrics of this paper alone, without intervals.
+
+    Returns:
+        `{paper, method, pattern, seed, metrics, intervals, n, artifact}`; n counts examples.
+    """
+    subject = row.subject
+    measured = {
+        f"{role}/{protocol}/ppl": (data.perplexity(row, role), role)
+        for role, protocol in subject.protocols.items()
+    }
+    measured |= {f"{task}/acc": (data.accuracy(row, task), task) for task in subject.tasks}
+    if "kl" in subject.examples:
+        measured["test/kl"] = data.divergence(row), "kl"
+    values = {key: interval.value for key, (interval, _) in measured.items()}
+    return {
+        "paper": paper,
+        "method": row.method,
+        "pattern": row.pattern,
+        "seed": subject.seed,
+        "metrics": {**more, "seconds": subject.seconds, **values},
+        "intervals": {key: [one.low, one.high] for key, (one, _) in measured.items()},
+        "n": {key: len(subject.examples[name]) for key, (_, name) in measured.items()},
+        "artifact": subject.label,
+    }
+
+
+def number(value: float) -> str:
+    """Four figures at most, never in exponents below a million."""
+    if not np.isfinite(value) or value >= 1e6:
+        return f"{value:.2e}"
+    return f"{value:.2f}" if value < 100 else f"{value:.1f}" if value < 1000 else f"{value:,.0f}"
+
+
+def with_interval(interval: Interval, digits: int | None = None) -> str:
+    """`34.2 [33.1, 35.6]`."""
+    show: Callable[[float], str] = number if digits is None else lambda v: f"{v:.{digits}f}"
+    return f"{show(interval.value)} [{show(interval.low)}, {show(interval.high)}]"
+
+
+def signed(interval: Interval) -> str:
+    """`-9.1 [-10.2, -8.0]`; large figures as `+36,168` and `+1.1e+06`."""
+
+    def show(value: float) -> str:
+        if abs(value) >= 1e6:
+            return f"{value:+.1e}"
+        return f"{value:+,.0f}" if abs(value) >= 1000 else f"{value:+.1f}"
+
+    return f"{show(interval.value)} [{show(interval.low)}, {show(interval.high)}]"
+
+
+def seconds(row: Row) -> str:
+    """Time that a model took to make; a lower bound if a stage was interrupted on the way."""
+    bound = "at least " if row.subject.resumed else ""
+    return f"{bound}{row.subject.seconds:.0f} s"
