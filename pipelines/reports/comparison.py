@@ -40,8 +40,8 @@ class Comparison:
     rows: list[Row]
     resamples: int
 
-    def find(self, base: str, variant: str, pattern: str = "2:4") -> Row | None:
-        """The one row with these properties, or None."""
+    def find(self, base: str, variant: str, pattern: str = "") -> Row | None:
+        """The one row with these properties, or None; the dense model has no pattern."""
         wanted = (base, variant, "" if base == "dense" else pattern)
         return next((r for r in self.rows if (r.base, r.variant, r.pattern) == wanted), None)
 

@@ -30,6 +30,7 @@ CONTROLS = {
 # interval over documents must therefore clear twice that, rounded up, to count.
 SEED_MARGIN = 6.0
 PATTERNS = ("50%", "4:8", "2:4")
+MAIN = "2:4"  # verdicts and studies are about this pattern
 _FROM_DENSE = "started dense (S-DS)"
 
 
@@ -91,26 +92,26 @@ def order(row: Row) -> tuple[int, int, int, str]:
 
 
 def verdicts(data: Comparison) -> list[Verdict]:
-    """One verdict per claim and base at 2:4, from paired differences on test text."""
+    """One verdict per claim and base in the main pattern, from paired differences on test text."""
     found: list[Verdict] = []
     dense = data.find("dense", "dense")
     for base, name in BASES.items():
-        pruned, sds = data.find(base, "prune"), data.find(base, "sds")
+        pruned, sds = data.find(base, "prune", MAIN), data.find(base, "sds", MAIN)
         if pruned is None or sds is None:
             continue
         found += _against(data, sds, pruned, f"SDS beats one-shot {name}", paper=True)
-        early = data.find(base, "early_exit")
+        early = data.find(base, "early_exit", MAIN)
         if early is not None:
             change = data.relative(early, pruned)
             claim = f"Early exit (the re-dense model pruned, not adjusted) beats one-shot {name}"
             evidence = f"Test perplexity {signed(change)} %."
             found.append(verdict(f"{claim}.", change, evidence, margin=SEED_MARGIN))
         for kind, title in CONTROLS.items():
-            control = data.find(base, kind)
+            control = data.find(base, kind, MAIN)
             if control is not None:
                 claim = f"The re-dense step earns its place: SDS beats {name} + {title}"
                 found += _against(data, sds, control, claim, paper=False)
-        redense = data.find(base, "redense")
+        redense = data.find(base, "redense", MAIN)
         if redense is not None and dense is not None:
             change = data.relative(redense, dense)
             above = Interval(change.value - 5, change.low - 5, change.high - 5)

@@ -17,7 +17,7 @@ from effllm.pipelines.reports.comparison import (
     verdict,
 )
 from effllm.pipelines.reports.page import Table, Text, Verdict
-from effllm.pipelines.reports.sds import BASES, CONTROLS, order_in_table
+from effllm.pipelines.reports.sds import BASES, CONTROLS, MAIN, order_in_table
 
 CONTROL = "refit_3"  # no re-dense step, at about the time of SDS
 
@@ -34,13 +34,13 @@ def setting(row: Row) -> str:
 
 def search_table(data: Comparison, base: str) -> Table:
     """Held-out perplexity of D, S2 and S3 per setting, beside the controls of the same base."""
-    control = data.find(base, CONTROL)
+    control = data.find(base, CONTROL, MAIN)
     by_setting: dict[str, dict[str, Row]] = defaultdict(dict)
     for row in _regrown(data, base):
         by_setting[setting(row)][_model(row)] = row
     body = []
     for kind, title in {"prune": "one-shot", **CONTROLS}.items():
-        found = data.find(base, kind)
+        found = data.find(base, kind, MAIN)
         if found is not None:
             value = number(data.perplexity(found, "heldout").value)
             change = "" if found is control else _against(data, found, control)
@@ -71,7 +71,7 @@ def chosen_on_test(data: Comparison, base: str) -> Text:
     best = min(rows, key=lambda row: data.perplexity(row, "heldout").value)
     lines = []
     for kind, title in CONTROLS.items():
-        control = data.find(base, kind)
+        control = data.find(base, kind, MAIN)
         if control is not None:
             lines.append(f"{signed(data.relative(best, control))} % against {title}")
     return Text(

@@ -47,7 +47,7 @@ class ReportSds(ReportStage):
         )
         page.add(*smoke_warning(self.scale))
         page.add(Heading("Perplexity"), sds.main_table(data))
-        sds_figures.draw_perplexity(data, figures, "2:4")
+        sds_figures.draw_perplexity(data, figures, sds.MAIN)
         page.add(Figure("perplexity", "Test perplexity at 2:4; filled: SDS."))
         page.add(Heading("What the paper claims, and what these numbers say"))
         page.add(*sds.verdicts(data))
@@ -62,18 +62,18 @@ class ReportSds(ReportStage):
             )
         )
         page.add(*(Text(line) for line in _selections(results)))
-        page.add(Heading("All metrics at 2:4"), sds.detail_table(data, "2:4"))
+        page.add(Heading("All metrics at 2:4"), sds.detail_table(data, sds.MAIN))
         for pattern in ("4:8", "50%"):
             if any(row.pattern == pattern for row in rows):
                 page.add(Heading(f"All metrics at {pattern}"), sds.detail_table(data, pattern))
-        if sds_figures.draw_histograms(data, figures, "sparsegpt", "2:4"):
+        if sds_figures.draw_histograms(data, figures, "sparsegpt", sds.MAIN):
             page.add(Heading("Weights of one layer along the way"))
             caption = (
                 "SparseGPT, 2:4. In the paper's picture W0 is one lobe, S1 two lobes with a hole, "
                 "D three peaks and S3 two softened lobes; compare."
             )
             page.add(Figure("weights", caption))
-        if sds_figures.draw_layer_errors(data, figures, "sparsegpt", "2:4"):
+        if sds_figures.draw_layer_errors(data, figures, "sparsegpt", sds.MAIN):
             page.add(Heading("Error by layer"))
             caption = "Mean relative output error per block on the dense model's held-out inputs; "
             page.add(Figure("layer_errors", caption + "SparseGPT, 2:4."))
