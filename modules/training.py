@@ -132,6 +132,6 @@ class _EpochBatches:
     def __len__(self) -> int:
         return -(-self.length // self.batch_size)
 
-    def __iter__(self):  # type: ignore[no-untyped-def]
+    def __iter__(self) -> Any:  # tensors; DataLoader is typed for lists
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.module.current_epoch)
         yield from torch.randperm(self.length, generator=generator).split(self.batch_size)

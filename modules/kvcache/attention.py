@@ -204,5 +204,5 @@ _MASKS: dict[Reading, Callable[..., Any]] = {
     "eager": eager_mask,
 }
 for _kind, _mask in _MASKS.items():
-    AttentionInterface.register(f"spark_{_kind}", _attend(_kind))  # type: ignore[arg-type]
+    AttentionInterface.register(f"spark_{_kind}", _attend(_kind))
     AttentionMaskInterface.register(f"spark_{_kind}", _mask)

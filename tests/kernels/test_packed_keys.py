@@ -125,7 +125,7 @@ def test_every_finite_half_is_widened_exactly():
 
 def test_the_triton_kernels_equal_the_reference():
     """In a process of its own: the interpreter must be chosen before Triton is imported."""
-    pytest.importorskip("triton")
+    pytest.importorskip("triton", reason="Triton is an extra: pip install -e '.[gpu]'")
     code = """
         import sys
         sys.path[:0] = ["tests/kernels", "tests/helpers"]
