@@ -76,7 +76,7 @@ def peak_memory() -> int | None:
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
     except OSError:
-        pass
+        pass  # only Linux has the file
     scale = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
 

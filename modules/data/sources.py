@@ -183,7 +183,7 @@ class HubText:
                 streaming=True,
             )
             texts = [row[self.column] for row in rows.take(self.max_documents)]
-        except Exception as error:
+        except Exception as error:  # its many kinds of failure have no common base
             raise DataError(
                 f"data {self.name} could not be fetched ({type(error).__name__}); {_REMEDY}"
             ) from error

@@ -20,9 +20,9 @@ class Row:
 
     Attributes:
         subject: what was measured.
-        base: first pruner, or `dense`.
-        variant: what was done after the first pruning; see `describe`.
-        pattern: such as `2:4`; empty for dense.
+        base: kind of method, or `dense`; each paper's `describe` names its own.
+        variant: what tells rows of the same kind and pattern apart.
+        pattern: what was removed, such as `2:4` or `50 %`; empty for dense.
         method: name in tables.
     """
 
@@ -35,7 +35,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything needed to compare rows with intervals."""
+    """Rows, and how they are compared.
+
+    Attributes:
+        rows: the models.
+        resamples: bootstrap draws behind each interval.
+    """
 
     rows: list[Row]
     resamples: int

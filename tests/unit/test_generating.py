@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from processor import needs_bfloat16_kernels
 
 from effllm.modules.decoding.proposers.base import Nothing
 from effllm.modules.decoding.proposers.lookup import PromptLookup
@@ -136,9 +137,7 @@ def test_samples_are_refused(tokenizer, tiny_llama, tmp_path):
         )
 
 
-@pytest.mark.skipif(
-    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this CPU has no bfloat16 kernels"
-)
+@needs_bfloat16_kernels
 def test_packed_models_decode_tasks_too(tokenizer, tiny_llama, tmp_path):
     """The harness ties weights when it is given a model; packing must survive that."""
     from effllm.modules.decoding.packed import pack_linears

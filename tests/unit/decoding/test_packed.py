@@ -2,18 +2,15 @@
 
 import pytest
 import torch
+from processor import needs_bfloat16_kernels
 
 from effllm.modules.decoding.early_exit import first_layers
 from effllm.modules.decoding.packed import PackedLinear, pack_linears
 from effllm.modules.decoding.runner import ModelRunner
 from effllm.modules.modeling.tiny import tiny_model
 
-needs_kernels = pytest.mark.skipif(
-    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this CPU has no bfloat16 kernels"
-)
 
-
-@needs_kernels
+@needs_bfloat16_kernels
 @pytest.mark.parametrize("family", ["llama", "opt", "qwen2"])
 def test_a_packed_model_gives_the_same_logits(family):
     plain, packed = (tiny_model(family).to(torch.bfloat16) for _ in range(2))
@@ -24,7 +21,7 @@ def test_a_packed_model_gives_the_same_logits(family):
         torch.testing.assert_close(first, second, rtol=2e-2, atol=2e-2)
 
 
-@needs_kernels
+@needs_bfloat16_kernels
 @pytest.mark.parametrize("bias", [False, True])
 def test_layers_of_one_input_are_right_in_any_order(generator, bias):
     attention = torch.nn.Module()
@@ -44,7 +41,7 @@ def test_layers_of_one_input_are_right_in_any_order(generator, bias):
     torch.testing.assert_close(attention.k_proj(inputs), plain["k_proj"](inputs))
 
 
-@needs_kernels
+@needs_bfloat16_kernels
 def test_a_finished_pass_keeps_no_activations():
     model = tiny_model("llama").to(torch.bfloat16)
     pack_linears(model)
@@ -53,7 +50,7 @@ def test_a_finished_pass_keeps_no_activations():
     assert all(one._product._product is None for one in packed)
 
 
-@needs_kernels
+@needs_bfloat16_kernels
 def test_first_layers_share_packed_weights():
     model = tiny_model("llama").to(torch.bfloat16)
     pack_linears(model)
@@ -66,3 +63,10 @@ def test_first_layers_share_packed_weights():
 def test_other_precisions_are_left_alone(tiny_llama):
     assert pack_linears(tiny_llama) == 0
     assert not any(isinstance(one, PackedLinear) for one in tiny_llama.modules())
+
+
+def test_without_kernels_layers_are_left_alone(monkeypatch):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    model = tiny_model("llama").to(torch.bfloat16)
+    assert pack_linears(model) == 0
+    assert not any(isinstance(one, PackedLinear) for one in model.modules())
