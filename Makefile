@@ -44,7 +44,7 @@ fly-accuracy: install  ## what FLy costs in right answers
 tyr: install     ## Týr-the-Pruner at SCALE to its report
 	$(RUN) paper=tyr scale=$(SCALE)
 
-tyr-ablation: install  ## Týr without accumulation, refit, search, first- or second-order scores
+tyr-ablation: install  ## Týr without accumulation, refit, search, guided generations; other scores
 	$(RUN) paper=tyr_ablation scale=$(SCALE)
 
 tyr-long: install  ## Týr at four sparsities, with a second, finer round (longer)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from effllm.modules.evaluation.intervals import Interval
@@ -44,6 +45,30 @@ _USUAL = {
     "attention_unit": "head",
     "layout": "compact",
 }
+
+
+def describe_all(subjects: Iterable[Subject]) -> list[Row]:
+    """Rows in their order.
+
+    The paper's search has no guided generations: a search without them is a variant only where one
+    with them stands beside it.
+    """
+    rows = [describe(one) for one in subjects]
+    guided = {(row.base, row.pattern) for row in rows if _guided(row)}
+    return sorted(
+        (
+            replace(row, base=f"{row.base}_variant", method=f"{row.method}: evolution alone")
+            if (row.base, row.pattern) in guided and not _guided(row)
+            else row
+            for row in rows
+        ),
+        key=order,
+    )
+
+
+def _guided(row: Row) -> bool:
+    """Whether guided generations had a part in its search."""
+    return any(step.get("guided") for step in row.subject.history[-1:])
 
 
 def describe(subject: Subject) -> Row:

@@ -29,6 +29,7 @@ class ExportCompact(Stage):
         dtype: of the stored weights.
     """
 
+    VERSION: ClassVar[int] = 2  # 2: history names guided generations
     INPUTS: ClassVar = {
         "model": Checkpoint,
         "supernet": SupernetFiles,
@@ -65,6 +66,7 @@ class ExportCompact(Stage):
         step = {
             "stage": "export_compact",
             "searched": len(winners),
+            "guided": sum(one.manifest["config"]["evolution"]["guided"] for one in winners),
             "iteration": supernet.iteration,
             "sparsity": config["sparsity"],
             "levels": 2 * config["reach"] + 1,

@@ -36,8 +36,7 @@ class ReportTyr(ReportStage):
         from effllm.pipelines.reports.subjects import gather_subjects
 
         results = ctx.input_list("results", Artifact)
-        rows = [tyr.describe(subject) for subject in gather_subjects(results)]
-        data = Comparison(sorted(rows, key=tyr.order), self.resamples)
+        data = Comparison(tyr.describe_all(gather_subjects(results)), self.resamples)
         timed = [one for one in results if isinstance(one, Speeds)]
         speeds = speed.gather_speeds(timed, data.rows, self.resamples)
         folder = ctx.workdir / "figures"

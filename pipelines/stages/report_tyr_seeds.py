@@ -23,8 +23,7 @@ class ReportTyrSeeds(ReportStage):
         from effllm.pipelines.reports.subjects import gather_subjects
 
         results = ctx.input_list("results", Artifact)
-        rows = [tyr.describe(subject) for subject in gather_subjects(results)]
-        data = Comparison(sorted(rows, key=tyr.order), self.resamples)
+        data = Comparison(tyr.describe_all(gather_subjects(results)), self.resamples)
         page = Page(
             "Týr-the-Pruner: seeds",
             f"Scale {self.scale}. The same settings and test windows; each seed draws its own "

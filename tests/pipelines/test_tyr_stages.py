@@ -138,6 +138,15 @@ def test_the_exported_model_is_the_searched_one(finished):
     torch.testing.assert_close(exported(ids).logits, dense(ids).logits, rtol=1e-5, atol=1e-5)
 
 
+def test_the_history_says_how_the_search_began(finished):
+    store, graph, _ = finished
+    guided = {
+        name: open_as(store, graph, name, Checkpoint).history[-1]["guided"]
+        for name in ("uniform", "searched")
+    }
+    assert guided == {"uniform": 0, "searched": 1}
+
+
 def test_the_second_round_starts_at_the_winner_with_half_the_step(finished):
     store, graph, _ = finished
     winner = open_as(store, graph, "search", Allocation).removed()
