@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from effllm.modules.evaluation.intervals import Interval
+from effllm.pipelines.artifacts import Allocation, Artifact
 from effllm.pipelines.reports.comparison import (
     Comparison,
     Row,
@@ -112,6 +113,18 @@ def _mark(key: str, value: Any) -> str:
         "accumulate_at": "accumulated per",
     }
     return f"{words[key]} {value}"
+
+
+def searches(rows: Iterable[Row], results: Iterable[Artifact]) -> dict[str, Allocation]:
+    """Searches by the row that each led to, in the order of the rows."""
+    made = {one.label: one for one in results}
+    return {
+        f"{row.method}, {row.pattern}": found
+        for row in rows
+        if row.subject.label in made
+        for label in made[row.subject.label].manifest["inputs"].get("allocation", [])
+        if isinstance(found := made.get(label), Allocation)
+    }
 
 
 def order(row: Row) -> tuple[float, int, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +47,14 @@ def draw_allocations(rows: Sequence[Row], units: dict[str, int], folder: Path) -
     return True
 
 
-def draw_fitness(allocations: Sequence[Allocation], folder: Path) -> bool:
+def draw_fitness(searches: Mapping[str, Allocation], folder: Path) -> bool:
     """Fitness of the parent over generations; a line breaks where the text is drawn anew."""
     table = []
     with figure(folder, "fitness", size=(8.5, 3.4)) as axes:
-        for number, one in enumerate(allocations):
+        for number, (name, one) in enumerate(searches.items()):
             colour = COLOURS[number % len(COLOURS)]
             style = "o-" if number < len(COLOURS) else "s--"
             history = one.read_rows("history.jsonl")
-            name = str(one.manifest["instance"])
             texts = sorted({row["text"] for row in history})
             for text in texts:
                 mine = [row for row in history if row["text"] == text]

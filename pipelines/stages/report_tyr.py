@@ -21,7 +21,7 @@ class ReportTyr(ReportStage):
         seed: calibration seed of the rows.
     """
 
-    VERSION: ClassVar[int] = 3  # 3: intervals over documents; names the calibration text
+    VERSION: ClassVar[int] = 4  # 4: searches are named by the model that they led to
 
     seed: int
 
@@ -84,11 +84,11 @@ class ReportTyr(ReportStage):
         if figures.draw_allocations(data.rows, units, folder):
             page.add(Heading("Where units were removed"))
             page.add(Figure("allocation", "Share of heads and of neurons removed in each block."))
-        allocations = [one for one in results if isinstance(one, Allocation)]
-        if figures.draw_fitness(allocations, folder):
+        searches = tyr.searches(data.rows, results)
+        if figures.draw_fitness(searches, folder):
             caption = "Fitness of the best candidate; lines break where new text was drawn."
             page.add(Heading("The search"), Figure("fitness", caption))
-            page.add(*(Text(_effort(one)) for one in allocations))
+            page.add(*(Text(_effort(name, one)) for name, one in searches.items()))
         page.add(Heading("Beside the paper"), *tyr.paper_tables())
         page.add(Heading("Cost and provenance"), cost(results), Text(_largest(nets)))
         return self.publish(ctx, page, tyr.result_rows(data, speeds, "tyr"))
@@ -101,13 +101,13 @@ def _calibration(results: list[Artifact]) -> str:
     return ", ".join(sorted(found))
 
 
-def _effort(allocation: Allocation) -> str:
+def _effort(name: str, allocation: Allocation) -> str:
     """What a search took."""
     found, timing = allocation.manifest["metrics"], allocation.manifest["timing"]
     if not found["generations"]:
-        return f"{allocation.manifest['instance']}: no generation."
+        return f"{name}: no generation."
     return (
-        f"{allocation.manifest['instance']}: {found['generations']} generations, "
+        f"{name}: {found['generations']} generations, "
         f"{found['improvements']} with a better allocation, {timing['seconds']:.0f} s; "
         f"{found['fewer_block_evaluations']:.2f} times fewer block evaluations than full passes "
         "for every fitness value that was asked for, "

@@ -1,9 +1,12 @@
-"""How rows of the Týr report are named."""
+"""How rows and searches of the Týr report are named."""
+
+from pathlib import Path
 
 import pytest
 
+from effllm.pipelines.artifacts import Allocation, Artifact, Checkpoint
 from effllm.pipelines.reports.subjects import Subject
-from effllm.pipelines.reports.tyr import describe_all
+from effllm.pipelines.reports.tyr import describe_all, searches
 
 SEARCHED = {
     "stage": "export_compact",
@@ -49,3 +52,27 @@ def test_searches_at_other_sparsities_or_scores_are_not_set_against_each_other()
         "Týr, searched",
         "Týr, searched: score second",
     ]
+
+
+def test_searches_are_named_by_the_models_that_they_led_to():
+    def made(kind, stage, digest, **inputs):
+        return kind(Path(), {"stage": stage, "digest": digest, "instance": "x", "inputs": inputs})
+
+    first, second = (made(Allocation, "search_allocation", one) for one in "ab")
+    results = [
+        made(Artifact, "import_model", "e"),
+        first,
+        second,
+        made(Checkpoint, "export_compact", "c", allocation=[second.label]),
+        made(Checkpoint, "export_compact", "d", allocation=[first.label]),
+        made(Checkpoint, "export_compact", "f", allocation=[]),
+    ]
+    steps = {"c": SEARCHED, "d": ALONE, "f": {**ALONE, "searched": 0}}
+    rows = describe_all(
+        [Subject("import_model/e", [])]
+        + [Subject(f"export_compact/{digest}", [step]) for digest, step in steps.items()]
+    )
+    assert searches(rows, results) == {
+        "Týr, searched, 50 %": second,
+        "Týr, searched: evolution alone, 50 %": first,
+    }
