@@ -43,6 +43,20 @@ def install(model: PreTrainedModel, sublayer: SubLayer, kept: Kept) -> None:
         module.bias = torch.nn.Parameter((old + kept.bias).to(module.weight.dtype))
 
 
+def compact_family(model: PreTrainedModel) -> str:
+    """Name of a model's family in `modeling_compact`.
+
+    Raises:
+        UnsupportedModelError: for families without a compact form.
+    """
+    family = _FAMILIES.get(model.config.model_type)
+    if family is None:
+        raise UnsupportedModelError(
+            f"{model.config.model_type}: no compact form; there is one for {', '.join(_FAMILIES)}"
+        )
+    return family
+
+
 @torch.no_grad()
 def compact_model(
     model: PreTrainedModel, layers: Sequence[SubLayer], kept: Mapping[str, Kept]
@@ -60,11 +74,7 @@ def compact_model(
     Raises:
         UnsupportedModelError: for families without a compact form.
     """
-    family = _FAMILIES.get(model.config.model_type)
-    if family is None:
-        raise UnsupportedModelError(
-            f"{model.config.model_type}: no compact form; there is one for {', '.join(_FAMILIES)}"
-        )
+    family = compact_family(model)
     sizes, state = _slices(model, layers, kept)
     values = model.config.to_dict()
     for key in ("model_type", "architectures", "dtype", "transformers_version", "auto_map"):

@@ -110,7 +110,7 @@ class LocalPruner:
         target = hessian @ dense  # G
         total = float((dense * target).sum())
         state = Remaining(torch.cholesky_inverse(factor), dense.clone(), target, size)
-        state.free = dead.view(units, size).all(dim=1)
+        state.free = (dense == 0).all(dim=1).view(units, size).all(dim=1)
         order: list[int] = []
         levels = []
         for removed in removals:
@@ -137,7 +137,7 @@ class LocalPruner:
         rows = (kept[:, None] * size + torch.arange(size)).reshape(-1)
         values = dense[rows]
         if self.refit and len(rows):
-            factor = torch.linalg.cholesky(hessian[rows][:, rows])
+            factor = _factor(hessian[rows][:, rows])
             values = torch.cholesky_solve(target[rows], factor)  # V_K = H_KK^-1 G_K
             error = total - float((values * target[rows]).sum())
         else:
@@ -162,15 +162,12 @@ class Remaining:
     def remove(self, score: Score, count: int) -> list[int]:
         """Take out the units with the lowest scores; their numbers."""
         scores = unit_scores(self.inverse, self.values, self.target, self.size, score, ~self.gone)
-        scores[self.free] = -torch.inf  # their inputs are always zero
+        scores[self.free] = -torch.inf  # their inputs or their weights are all zero
         scores[self.gone] = torch.inf
         chosen = torch.argsort(scores, stable=True)[:count]
         rows = (chosen[:, None] * self.size + torch.arange(self.size)).reshape(-1)
         columns = self.inverse[:, rows]
-        factor, info = torch.linalg.cholesky_ex(columns[rows])
-        if int(info):
-            raise NumericalError("the inverse of X^T X lost its definiteness; raise the damping")
-        step = torch.cholesky_solve(columns.T, factor)  # (P_RR)^-1 P_R:
+        step = torch.cholesky_solve(columns.T, _factor(columns[rows]))  # (P_RR)^-1 P_R:
         self.values -= step.T @ self.values[rows]
         self.inverse -= columns @ step
         self.values[rows] = 0
@@ -217,10 +214,22 @@ def unit_scores(
         places = torch.arange(units * size).view(units, size)[active]
         blocks = inverse[places[:, :, None], places[:, None, :]]  # (active, size, size)
         weights = values[places]  # (active, size, R)
-        solved = torch.cholesky_solve(weights, torch.linalg.cholesky(blocks))
+        solved = torch.cholesky_solve(weights, _factor(blocks))
         second[active, 0] = (weights * solved).sum(dim=(1, 2)) / 2
     costs = second.view(units, size).sum(dim=1)
     return costs if score == "second" else costs + first.view(units, size).sum(dim=1)
+
+
+def _factor(matrices: Tensor) -> Tensor:
+    """Cholesky factors of (..., n, n) parts of H or of P.
+
+    Raises:
+        NumericalError: if one is indefinite.
+    """
+    factors, info = torch.linalg.cholesky_ex(matrices)
+    if bool(info.any()):
+        raise NumericalError("X^T X or its inverse lost its definiteness; raise the damping")
+    return factors
 
 
 def damped(gram: Tensor, damping: float) -> tuple[Tensor, Tensor, float]:

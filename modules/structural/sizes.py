@@ -40,7 +40,7 @@ class SubLayerSize:
     """A sub-layer with some of its units.
 
     Attributes:
-        parameters: numbers in its weights.
+        parameters: numbers that it has and could lose, weights, biases and norms.
         cached: channels per cached token, of keys or of values.
         width: channels of the model.
         inner: channels between its matrices.
@@ -59,9 +59,30 @@ def sublayer_size(block: Any, layer: SubLayer, units: Tensor) -> SubLayerSize:
     parts = parts_of(block)
     width = int(block.get_submodule(layer.key).weight.shape[0])
     if layer.kind == "ffn":
-        matrices = 3 if "gate" in parts else 2
-        return SubLayerSize(matrices * width * len(units), 0, width, len(units), matrices)
-    heads, kv_heads, size = attention_shape(block)
-    read = {int(unit) * layer.heads // (heads // kv_heads) for unit in units}
-    inner, cached = len(units) * layer.size, len(read) * size
-    return SubLayerSize(2 * width * (inner + cached), cached, width, inner, 2)
+        inner, cached = len(units) * layer.size, 0
+        rows: dict[str, int] = {name: inner for name in ("gate", "up") if name in parts}
+    else:
+        heads, kv_heads, size = attention_shape(block)
+        read = {int(unit) * layer.heads // (heads // kv_heads) for unit in units}
+        inner, cached = len(units) * layer.size, len(read) * size
+        rows = {"q": inner, "k": cached, "v": cached}
+    parameters = inner * width  # the key matrix
+    for name, count in rows.items():
+        parameters += count * (width + (block.get_submodule(parts[name]).bias is not None))
+    if len(units):
+        parameters += sum(one.numel() for one in _norms(block, layer))
+    return SubLayerSize(parameters, cached, width, inner, 2 if "q" in rows else 1 + len(rows))
+
+
+def _norms(block: Any, layer: SubLayer) -> list[Tensor]:
+    """Parameters of norms that an empty sub-layer leaves out, as `modeling_compact` does."""
+    attention = layer.kind == "attention"
+    if hasattr(block, "fc1"):
+        norm = block.self_attn_layer_norm if attention else block.final_layer_norm
+        return list(norm.parameters()) if block.do_layer_norm_before else []
+    norms = [block.input_layernorm if attention else block.post_attention_layernorm]
+    if attention:
+        norms += [
+            getattr(block.self_attn, n) for n in ("q_norm", "k_norm") if hasattr(block.self_attn, n)
+        ]
+    return [value for norm in norms for value in norm.parameters()]

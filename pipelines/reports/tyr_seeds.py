@@ -5,7 +5,7 @@ from __future__ import annotations
 from effllm.pipelines.reports.comparison import Comparison, signed, verdict
 from effllm.pipelines.reports.page import Verdict
 from effllm.pipelines.reports.seeds import seed_differences
-from effllm.pipelines.reports.tyr import EVEN, SECOND, VARIANT, sparsities
+from effllm.pipelines.reports.tyr import ABLATED, EVEN, SECOND, VARIANT, sparsities
 
 
 def verdicts(data: Comparison) -> list[Verdict]:
@@ -25,7 +25,8 @@ def verdicts(data: Comparison) -> list[Verdict]:
                 f"{len(each)} seeds."
             )
             claim = f"At {sparsity} the searched model beats {name} in test perplexity."
-            found.append(verdict(claim, change, evidence, margin=0.0))
+            paper = base == "second" or sparsity == ABLATED
+            found.append(verdict(claim, change, evidence, margin=0.0, paper=paper))
     return found
 
 

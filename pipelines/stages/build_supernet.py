@@ -33,6 +33,7 @@ class BuildSupernet(Stage):
         seed: of random paths.
     """
 
+    VERSION: ClassVar[int] = 2  # 2: units without weights go first
     INPUTS: ClassVar = {"model": Checkpoint, "windows": Windows, "centre": Many(Allocation)}
     OUTPUT: ClassVar = SupernetFiles
     VOLATILE: ClassVar = frozenset({"micro_batch_size"})
@@ -55,11 +56,13 @@ class BuildSupernet(Stage):
     def run(self, ctx: StageContext) -> Metrics:
         """One file per key matrix, and `supernet.json`."""
         from effllm.modules.modeling.stream import BlockStream
+        from effllm.modules.structural.compact import compact_family
         from effllm.modules.structural.supernet import REGISTRY, level_tensors, registry_row
         from effllm.modules.structural.units import sublayers
 
         model = ctx.input("model", Checkpoint).load_model(self.dtype, ctx.device)
         layers = sublayers(model, self.attention_unit)
+        compact_family(model)  # what cannot be exported is refused before the work
         centre = self._centre(ctx, layers)
         removals = {one.name: self._removals(one, centre[one.name]) for one in layers}
         windows = ctx.input("windows", Windows).token_ids()

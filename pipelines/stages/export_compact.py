@@ -29,7 +29,7 @@ class ExportCompact(Stage):
         dtype: of the stored weights.
     """
 
-    VERSION: ClassVar[int] = 2  # 2: history names guided generations
+    VERSION: ClassVar[int] = 3  # 3: history names guided generations and the budget
     INPUTS: ClassVar = {
         "model": Checkpoint,
         "supernet": SupernetFiles,
@@ -61,12 +61,14 @@ class ExportCompact(Stage):
                 )
         removed = winners[0].removed() if winners else supernet.centre
         kept = {one.name: supernet.kept(model, one, removed[one.name]) for one in supernet.layers}
+        searches = [one.manifest["config"] for one in winners]
         config = artifact.manifest["config"]
         pruner = config["builder"]["pruner"]
         step = {
             "stage": "export_compact",
             "searched": len(winners),
-            "guided": sum(one.manifest["config"]["evolution"]["guided"] for one in winners),
+            "guided": sum(one["evolution"]["guided"] for one in searches),
+            "budget": searches[0]["budget"].get("cost", "units") if searches else "units",
             "iteration": supernet.iteration,
             "sparsity": config["sparsity"],
             "levels": 2 * config["reach"] + 1,

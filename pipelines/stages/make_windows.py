@@ -35,6 +35,11 @@ class MakeWindows(Stage):
     def __post_init__(self) -> None:
         if self.mode not in ("crop", "pack", "spread"):
             raise ConfigError(f"mode: crop, pack or spread, found {self.mode!r}")
+        if self.sequence_length < 2:
+            raise ConfigError(
+                f"sequence_length must be at least 2, found {self.sequence_length}: nothing is "
+                "predicted in a window of one token"
+            )
         if self.num_sequences is not None and self.num_sequences < 1:
             raise ConfigError(f"num_sequences must be at least 1, found {self.num_sequences}")
         if self.mode == "crop" and self.num_sequences is None:

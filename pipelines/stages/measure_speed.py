@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from effllm.modules.errors import ConfigError
 from effllm.pipelines.artifacts import Checkpoint, Speeds, Windows
 from effllm.pipelines.files import write_json, write_rows
 from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
@@ -42,11 +43,19 @@ class MeasureSpeed(Stage):
 
         dense = ctx.input("dense", Checkpoint)
         checkpoints = {one.label: one for one in (dense, *ctx.input_list("models", Checkpoint))}
-        runners, paths = {}, {}
+        runners: dict[str, ModelRunner] = {}
+        paths = {}
         for label, one in checkpoints.items():
             model = one.load_model(self.dtype, ctx.device)
             paths[label] = str(speed_up(model)) if self.fast else "not wanted"
             runners[label] = ModelRunner(model)
+            limit = runners[label].limit
+            if limit is not None and self.prompt_tokens + self.new_tokens > limit:
+                raise ConfigError(
+                    f"measure_speed: {self.prompt_tokens} tokens of prompt and {self.new_tokens} "
+                    f"decoded are more than the model's context of {limit}; lower "
+                    "budget.speed_prompt_tokens or budget.speed_new_tokens"
+                )
         text = ctx.input("windows", Windows).token_ids().flatten().tolist()
         rows = ctx.load_rows()
         labels = list(runners)

@@ -27,7 +27,7 @@ class PruneUnits(Stage):
         seed: of random choices.
     """
 
-    VERSION: ClassVar[int] = 2  # 2: FLAP's scores of heads and ShortGPT's count of blocks
+    VERSION: ClassVar[int] = 3  # 3: ShortGPT's count of blocks sees biases and norms
     INPUTS: ClassVar = {"model": Checkpoint, "windows": Windows}
     OUTPUT: ClassVar = Checkpoint
     VOLATILE: ClassVar = frozenset({"micro_batch_size"})
@@ -42,11 +42,13 @@ class PruneUnits(Stage):
     def run(self, ctx: StageContext) -> Metrics:
         """A checkpoint that loads and runs on its own."""
         from effllm.modules.modeling.stream import BlockStream
+        from effllm.modules.structural.compact import compact_family
         from effllm.modules.structural.units import sublayers, uniform_targets
 
         checkpoint = ctx.input("model", Checkpoint)
         model = checkpoint.load_model(self.dtype, ctx.device)
         layers = sublayers(model, self.attention_unit)
+        compact_family(model)  # what cannot be exported is refused before the work
         targets = uniform_targets(layers, self.sparsity)
         windows = ctx.input("windows", Windows).token_ids()
         stream = BlockStream(model, windows, self.micro_batch_size)

@@ -37,7 +37,7 @@ class SearchAllocation(Stage):
         seed: of moves and of the text that is drawn.
     """
 
-    VERSION: ClassVar[int] = 2  # 2: counts late starts and remembered values apart
+    VERSION: ClassVar[int] = 3  # 3: budgets count biases and norms
     INPUTS: ClassVar = {"model": Checkpoint, "supernet": SupernetFiles, "windows": Windows}
     OUTPUT: ClassVar = Allocation
     VOLATILE: ClassVar = frozenset({"resume_passes", "micro_batch_size"})

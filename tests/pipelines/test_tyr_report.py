@@ -14,6 +14,7 @@ SEARCHED = {
     "levels": 9,
     "searched": 1,
     "guided": 4,
+    "budget": "units",
     "iteration": 1,
     "score": "official",
     "accumulation": "expectation",
@@ -35,6 +36,12 @@ def names(*steps):
 @pytest.mark.parametrize("step", [SEARCHED, ALONE])
 def test_the_only_search_is_the_searched_model(step):
     assert names(step) == [("searched", "Týr, searched")]
+
+
+def test_a_search_on_another_budget_says_so():
+    assert names({**SEARCHED, "budget": "latency", "iteration": 2}) == [
+        ("searched_2", "Týr, searched within latency, 2 rounds")
+    ]
 
 
 @pytest.mark.parametrize("steps", [(SEARCHED, ALONE), (ALONE, SEARCHED)])

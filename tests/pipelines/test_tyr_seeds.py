@@ -14,6 +14,8 @@ SEARCHED = {
     "sparsity": 0.5,
     "levels": 9,
     "searched": True,
+    "guided": 4,
+    "budget": "units",
     "iteration": 1,
     "score": "official",
     "accumulation": "expectation",

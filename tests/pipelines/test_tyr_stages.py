@@ -240,6 +240,8 @@ def test_other_budgets_are_kept(cost, execute, store, monkeypatch):
     layers = supernet.layers
     space = Space(layers, [supernet.removals[one.name] for one in layers])
     state = space.state([removed[one.name] for one in layers])
+    checkpoint = open_as(store, graph, "searched", Checkpoint)
+    assert checkpoint.history[-1]["budget"] == cost
     (budget,) = tables
     assert (1 - budget.band) * budget.limit <= budget.total(state) <= budget.limit
 
@@ -269,6 +271,31 @@ def test_fused_projections_are_refused(execute):
 
     with pytest.raises(UnsupportedModelError, match="fused projections"):
         execute(tyr_pipeline("model.family=gpt2"), until="s50.supernet")
+
+
+@pytest.mark.parametrize("name", ["supernet", "flap"])
+def test_a_family_that_cannot_be_exported_is_refused_before_the_work(name, execute, monkeypatch):
+    from effllm.modules.errors import UnsupportedModelError
+    from effllm.modules.modeling.stream import BlockStream
+    from effllm.modules.structural import compact
+
+    monkeypatch.delitem(compact._FAMILIES, "llama")
+    monkeypatch.setattr(BlockStream, "collect", None)
+    with pytest.raises(UnsupportedModelError, match="llama: no compact form"):
+        execute(tyr_pipeline(), until=f"s50.{name}")
+
+
+def test_more_timed_tokens_than_the_context_are_refused(execute):
+    settings = ["paper=tyr", "scale=smoke", "budget.speed_prompt_tokens=1000000"]
+    pipeline, _ = resolve(compose([*settings, "pipeline.speed.inputs.models=[]"]))
+    scope = ("base", "test_text", "test", "speed")
+    with pytest.raises(ConfigError, match="more than the model's context of"):
+        execute({name: pipeline[name] for name in scope})
+
+
+def test_the_timed_tokens_of_paper_scale_fit_its_model():
+    budget = compose(["paper=tyr", "scale=paper"]).budget
+    assert budget.speed_prompt_tokens + budget.speed_new_tokens <= 2048  # OPT's positions
 
 
 def test_few_tokens_are_warned_about(finished, execute, store):

@@ -137,13 +137,19 @@ def test_greedy_second_order_is_near_the_brute_force_optimum_and_never_below():
 @pytest.mark.parametrize("score", ["official", "paper", "second"])
 def test_with_unrelated_inputs_all_scores_rank_as_wanda_sp_and_nothing_is_repaired(score):
     weight, _ = layer()
-    energy = torch.linspace(1, 9, 12, dtype=torch.float64)[torch.randperm(12)]
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
+    energy = torch.linspace(1, 9, 12, dtype=torch.float64)[order]
     pruner = LocalPruner(score=score, neuron_chunk=1, damping=TINY)
     found = pruner.eliminate(weight, torch.diag(energy), size=1, removals=[0, 4])
     wanda = energy * weight.square().sum(dim=0)
     assert sorted(found.order) == sorted(wanda.argsort()[:4].tolist())
     kept = found.levels[1].kept
     torch.testing.assert_close(found.levels[1].weight, weight[:, kept], rtol=1e-7, atol=1e-7)
+    share = {"second": 0.5, "official": 1.5, "paper": 1.5}[score]  # q = wanda / 2, f = 2 q
+    hessian = torch.diag(energy)
+    inputs = torch.linalg.inv(hessian), weight.T, hessian @ weight.T
+    scores = unit_scores(*inputs, 1, score, torch.ones(12, dtype=torch.bool))
+    torch.testing.assert_close(scores, share * wanda)
 
 
 def test_of_two_equal_inputs_one_goes_for_free_and_the_other_takes_its_weight():
@@ -160,6 +166,31 @@ def test_of_two_equal_inputs_one_goes_for_free_and_the_other_takes_its_weight():
     torch.testing.assert_close(
         found.levels[0].weight[:, place], wide[:, 2] + wide[:, 6], rtol=1e-5, atol=1e-5
     )
+
+
+def test_first_order_terms_may_spare_an_input_that_another_one_repeats():
+    """What `second` takes for nothing, the other scores hold for useful."""
+    weight, gram = layer(inputs=6)
+    twin = torch.eye(7, dtype=torch.float64)[:, :6]
+    twin[6, 2] = 1  # input 6 is input 2
+    wide = torch.cat([weight, weight[:, 2:3]], dim=1)
+    wide[:, 4] *= 0.01
+    first = {
+        score: LocalPruner(score=score, neuron_chunk=1, damping=1e-9)
+        .eliminate(wide, twin @ gram @ twin.T, size=1, removals=[1])
+        .order[0]
+        for score in ("second", "official", "paper")
+    }
+    assert first["second"] in (2, 6)
+    assert first["official"] not in (2, 6) and first["paper"] not in (2, 6)
+
+
+@pytest.mark.parametrize("score", ["official", "paper", "second"])
+def test_units_without_weights_go_first(score):
+    weight, gram = layer()
+    weight[:, 3:6] = 0
+    found = LocalPruner(score=score).eliminate(weight, gram, size=3, removals=[1])
+    assert found.order == [1] and found.levels[0].error == pytest.approx(0, abs=1e-12)
 
 
 def test_scale_order_and_dead_inputs_do_not_matter():
@@ -211,10 +242,16 @@ def test_nothing_and_everything_removed_bypass_the_solver():
     assert [len(one.kept) for one in single.levels] == [1, 0]
 
 
-def test_repair_beats_plain_masking_and_the_literal_update_of_the_paper_does_not():
-    weight, gram = layer()
-    repaired = LocalPruner().eliminate(weight, gram, size=1, removals=[6]).levels[0]
-    masked = LocalPruner(refit=False).eliminate(weight, gram, size=1, removals=[6]).levels[0]
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("score", ["official", "paper", "second"])
+def test_repair_beats_plain_masking_and_the_literal_update_of_the_paper_does_not(score, seed):
+    weight, gram = layer(seed)
+    repaired, masked = (
+        LocalPruner(score=score, refit=refit)
+        .eliminate(weight, gram, size=1, removals=[6])
+        .levels[0]
+        for refit in (True, False)
+    )
     assert torch.equal(masked.kept, repaired.kept)
     assert torch.equal(masked.weight, weight[:, masked.kept])
     assert repaired.error < masked.error
@@ -234,6 +271,11 @@ def test_an_indefinite_matrix_gets_more_damping_or_is_refused():
     with pytest.raises(NumericalError, match="not positive definite even with damping"):
         hopeless = 1000 - 999 * torch.eye(12, dtype=gram.dtype)
         LocalPruner().eliminate(weight, hopeless, size=1, removals=[4])
+    indefinite = torch.eye(4, dtype=gram.dtype)
+    indefinite[0, 0] = -1
+    everything = torch.ones(1, dtype=torch.bool)
+    with pytest.raises(NumericalError, match="lost its definiteness"):
+        unit_scores(indefinite, weight.T[:4], weight.T[:4], 4, "second", everything)
     with pytest.raises(NumericalError, match="ever different from zero"):
         LocalPruner().eliminate(weight, torch.zeros_like(gram), size=1, removals=[4])
 
