@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from effllm.modules.errors import ArtifactError
+from effllm.modules.errors import ArtifactError, ConfigError
 from effllm.pipelines.files import write_json
 
 if TYPE_CHECKING:
@@ -58,6 +58,20 @@ class Checkpoint(Artifact):
     """A model folder in Hugging Face format with tokenizer, history, and masks if pruned."""
 
     kind = "checkpoint"
+
+    def require_context(self, tokens: int, what: str) -> None:
+        """See that the model was made for texts of so many tokens.
+
+        Raises:
+            ConfigError: if it was not, though some models would read on.
+        """
+        config = self.read_json("config.json")
+        limit = config.get("max_position_embeddings") or config.get("n_positions")
+        if limit is not None and tokens > limit:
+            raise ConfigError(
+                f"{what}: {tokens} tokens are more than the model's context of {limit}; take "
+                "fewer, or a model with a longer one (model=…)"
+            )
 
     def load_model(
         self, dtype: str, device: str = "cpu", device_map: str | None = None

@@ -33,7 +33,9 @@ class MakeLongPrompts(Stage):
         """`prompts.jsonl`."""
         from effllm.modules.data.long_context import long_prompts
 
-        tokenizer = ctx.input("model", Checkpoint).load_tokenizer()
+        model = ctx.input("model", Checkpoint)
+        model.require_context(max(self.lengths), "lengths")
+        tokenizer = model.load_tokenizer()
         tokenizer.model_max_length = 10**9  # lengths are ours to watch: no warnings
         prompts = long_prompts(
             ctx.input("text", Corpus).documents(self.split),

@@ -54,7 +54,9 @@ class MakeWindows(Stage):
         from effllm.modules.data.windows import crop_windows, pack_windows
 
         corpus = ctx.input("text", Corpus)
-        tokenizer = ctx.input("model", Checkpoint).load_tokenizer()
+        model = ctx.input("model", Checkpoint)
+        model.require_context(self.sequence_length, "sequence_length")
+        tokenizer = model.load_tokenizer()
         if not tokenizer.is_fast:
             raise UnsupportedModelError(
                 f"{ctx.instance}: {type(tokenizer).__name__} does not say where its tokens begin; "

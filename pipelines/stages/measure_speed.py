@@ -6,7 +6,6 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from effllm.modules.errors import ConfigError
 from effllm.pipelines.artifacts import Checkpoint, Speeds, Windows
 from effllm.pipelines.files import write_json, write_rows
 from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
@@ -42,20 +41,13 @@ class MeasureSpeed(Stage):
         from effllm.modules.decoding.runner import ModelRunner
 
         dense = ctx.input("dense", Checkpoint)
+        dense.require_context(self.prompt_tokens + self.new_tokens, "prompt_tokens + new_tokens")
         checkpoints = {one.label: one for one in (dense, *ctx.input_list("models", Checkpoint))}
-        runners: dict[str, ModelRunner] = {}
-        paths = {}
+        runners, paths = {}, {}
         for label, one in checkpoints.items():
             model = one.load_model(self.dtype, ctx.device)
             paths[label] = str(speed_up(model)) if self.fast else "not wanted"
             runners[label] = ModelRunner(model)
-            limit = runners[label].limit
-            if limit is not None and self.prompt_tokens + self.new_tokens > limit:
-                raise ConfigError(
-                    f"measure_speed: {self.prompt_tokens} tokens of prompt and {self.new_tokens} "
-                    f"decoded are more than the model's context of {limit}; lower "
-                    "budget.speed_prompt_tokens or budget.speed_new_tokens"
-                )
         text = ctx.input("windows", Windows).token_ids().flatten().tolist()
         rows = ctx.load_rows()
         labels = list(runners)

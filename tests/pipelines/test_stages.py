@@ -285,7 +285,12 @@ def test_literal_and_gram_losses_have_the_same_gradient(problem):
     ("overrides", "error", "message"),
     [
         (["budget.calibration_sequences=0"], ConfigError, "num_sequences must be at least 1"),
-        (["budget.sequence_length=100000"], DataError, "more than 100000 tokens"),
+        (
+            ["pipeline.calibration.mode=pack", "budget.calibration_sequences=100000"],
+            DataError,
+            "give more text or ask for fewer windows",
+        ),
+        (["budget.sequence_length=513"], ConfigError, "more than the model's context of 512"),
         (["budget.sequence_length=1"], ConfigError, "sequence_length must be at least 2"),
         ([f"pipeline.{BASE}.prune.pattern.group=7"], ConfigError, "do not divide into groups of 7"),
         ([f"pipeline.{BASE}.prune.pattern.keep=4"], ConfigError, "0 < keep < group"),

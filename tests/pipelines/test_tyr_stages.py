@@ -289,7 +289,9 @@ def test_more_timed_tokens_than_the_context_are_refused(execute):
     settings = ["paper=tyr", "scale=smoke", "budget.speed_prompt_tokens=1000000"]
     pipeline, _ = resolve(compose([*settings, "pipeline.speed.inputs.models=[]"]))
     scope = ("base", "test_text", "test", "speed")
-    with pytest.raises(ConfigError, match="more than the model's context of"):
+    with pytest.raises(
+        ConfigError, match=r"prompt_tokens \+ new_tokens: 1000004 tokens are more than"
+    ):
         execute({name: pipeline[name] for name in scope})
 
 
