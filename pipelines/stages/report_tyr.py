@@ -68,7 +68,8 @@ class ReportTyr(ReportStage):
                 "or over rounds of timing, for one calibration and search seed; another draw moves "
                 "the figures too, and that is not in the intervals. Searches judge on the text "
                 "that all methods prune on, never on the held-out or test text. Supported and not "
-                "supported are about our own goals and controls."
+                "supported are about our own goals and controls, and about sparsities that the "
+                "paper has no such figure for."
             )
         )
         for sparsity in tyr.sparsities(data):
