@@ -3,26 +3,12 @@
 from pathlib import Path
 
 import pytest
+from tyr_steps import SEARCHED
 
 from effllm.pipelines.artifacts import Allocation, Artifact, Checkpoint
 from effllm.pipelines.reports.subjects import Subject
 from effllm.pipelines.reports.tyr import describe_all, searches
 
-SEARCHED = {
-    "stage": "export_compact",
-    "sparsity": 0.5,
-    "levels": 9,
-    "searched": 1,
-    "guided": 4,
-    "budget": "units",
-    "iteration": 1,
-    "score": "official",
-    "accumulation": "expectation",
-    "accumulate_at": "sublayer",
-    "refit": True,
-    "attention_unit": "head",
-    "layout": "compact",
-}
 ALONE = {**SEARCHED, "guided": 0}
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from tyr_steps import SEARCHED
 
 from effllm.pipelines.reports.comparison import Comparison
 from effllm.pipelines.reports.seeds import seeds_table
@@ -9,21 +10,6 @@ from effllm.pipelines.reports.subjects import Subject
 from effllm.pipelines.reports.tyr import describe
 from effllm.pipelines.reports.tyr_seeds import at, verdicts
 
-SEARCHED = {
-    "stage": "export_compact",
-    "sparsity": 0.5,
-    "levels": 9,
-    "searched": True,
-    "guided": 4,
-    "budget": "units",
-    "iteration": 1,
-    "score": "official",
-    "accumulation": "expectation",
-    "accumulate_at": "sublayer",
-    "refit": True,
-    "attention_unit": "head",
-    "layout": "compact",
-}
 EVEN = {**SEARCHED, "searched": False}
 SECOND = {**EVEN, "levels": 1, "score": "second", "accumulation": "level0"}
 
