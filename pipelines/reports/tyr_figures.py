@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from effllm.pipelines.artifacts import Allocation
 from effllm.pipelines.reports.comparison import Comparison, Row
@@ -64,6 +64,7 @@ def draw_fitness(searches: Mapping[str, Allocation], folder: Path) -> bool:
                 axes.plot(steps, values, style, markersize=3, color=colour, label=label)
             table += [{"search": name, **_plain(row)} for row in history]
         axes.set_xlabel("generation")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylabel("KL from dense, nats per token")
         if table:
             axes.figure.legend(loc="outside center right", fontsize=9)
