@@ -70,7 +70,8 @@ def describe_all(subjects: Iterable[Subject]) -> list[Row]:
 
 def _guided(row: Row) -> bool:
     """Whether guided generations had a part in its search."""
-    return any(step.get("guided") for step in row.subject.history[-1:])
+    history = row.subject.history
+    return bool(history) and history[-1].get("guided", 0) > 0
 
 
 def describe(subject: Subject) -> Row:

@@ -61,14 +61,14 @@ class ExportCompact(Stage):
                 )
         removed = winners[0].removed() if winners else supernet.centre
         kept = {one.name: supernet.kept(model, one, removed[one.name]) for one in supernet.layers}
-        searches = [one.manifest["config"] for one in winners]
+        search = winners[0].manifest["config"] if winners else None
         config = artifact.manifest["config"]
         pruner = config["builder"]["pruner"]
         step = {
             "stage": "export_compact",
             "searched": len(winners),
-            "guided": sum(one["evolution"]["guided"] for one in searches),
-            "budget": searches[0]["budget"].get("cost", "units") if searches else "units",
+            "guided": search["evolution"]["guided"] if search else 0,
+            "budget": search["budget"].get("cost", "units") if search else "units",
             "iteration": supernet.iteration,
             "sparsity": config["sparsity"],
             "levels": 2 * config["reach"] + 1,

@@ -286,6 +286,11 @@ def test_literal_and_gram_losses_have_the_same_gradient(problem):
     [
         (["budget.calibration_sequences=0"], ConfigError, "num_sequences must be at least 1"),
         (
+            ["calibration_data.sentences=1", "budget.sequence_length=500"],
+            DataError,
+            "more than 500 tokens",
+        ),
+        (
             ["pipeline.calibration.mode=pack", "budget.calibration_sequences=100000"],
             DataError,
             "give more text or ask for fewer windows",
