@@ -11,7 +11,21 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from effllm.modules.errors import ConfigError
+
 CHECKPOINT = "last.ckpt"
+
+
+def require_optimizer(factory: Callable[..., torch.optim.Optimizer]) -> None:
+    """Refuse settings that the optimiser itself refuses, before there is anything to train.
+
+    Raises:
+        ConfigError: in the optimiser's words.
+    """
+    try:
+        factory([torch.nn.Parameter(torch.zeros(1))])
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"optimizer: {error}") from error
 
 
 def fit(

@@ -24,12 +24,14 @@ from pathlib import Path
 from effllm.modules.errors import ArtifactError, ConfigError, EffLLMError
 from effllm.pipelines import provenance
 from effllm.pipelines.artifacts import Artifact
+from effllm.pipelines.building import construct, one_a_line
 from effllm.pipelines.display import Display
 from effllm.pipelines.files import write_json
 from effllm.pipelines.graph import (
     ARTIFACT_PREFIX,
     Instance,
     build_source,
+    check_fields,
     load_stage,
 )
 from effllm.pipelines.identity import canonical_json
@@ -101,7 +103,7 @@ class Run:
         for instance in needed:  # whatever is missing outside shows before any work is done
             for source in instance.cls.SOURCES:
                 build_source(instance, source).check()
-        stages = {one.name: build_stage(one) for one in needed}
+        stages = build_stages(needed)
         self.display.begin([(one.name, one.stage) for one in needed], len(self.instances))
         failures: list[str] = []
         try:
@@ -191,7 +193,7 @@ class Run:
                 if name.startswith(ARTIFACT_PREFIX):
                     _, manifest = self.store.find(name.removeprefix(ARTIFACT_PREFIX))
                     where, digest = manifest["stage"], manifest["digest"]
-                    kind = load_stage(manifest["target"], name).OUTPUT
+                    kind = load_stage(manifest["target"], name, instance.packages).OUTPUT
                 else:
                     parent = by_name[name]
                     where, digest, kind = parent.stage, parent.digest, parent.cls.OUTPUT
@@ -315,22 +317,27 @@ class Run:
                 link.symlink_to(target.resolve())
 
 
-def build_stage(instance: Instance) -> Stage:
-    """The stage with its nested objects built from their `_target_`.
+def build_stages(instances: list[Instance]) -> dict[str, Stage]:
+    """The stages by instance name, with their nested objects.
 
     Raises:
-        ConfigError: if a value does not fit its class; names the instance.
+        ConfigError: all values that do not fit their classes, a line each.
     """
-    from hydra.errors import InstantiationException
-    from hydra.utils import instantiate
-
-    try:
-        config = {"_target_": instance.target, "_convert_": "all", **instance.config}
-        stage: Stage = instantiate(config)
-    except InstantiationException as error:
-        cause = error.__cause__ or error
-        raise ConfigError(f"{instance.name}: {cause}") from error
-    return stage
+    problems: list[str] = []
+    stages: dict[str, Stage] = {}
+    for instance in instances:
+        found = check_fields(instance)
+        problems += found
+        if found:
+            continue
+        try:
+            config = {"_target_": instance.target, **instance.config}
+            stages[instance.name] = construct(instance.key, config, instance.packages)
+        except EffLLMError as error:
+            problems.append(str(error))
+    if problems:
+        raise ConfigError(one_a_line(problems))
+    return stages
 
 
 def prepare_work(work: Path, instance: Instance, inputs: str) -> bool:

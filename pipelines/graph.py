@@ -11,13 +11,13 @@ are imported, nothing is built, torch is not needed.
 
 import dataclasses
 import difflib
-import importlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
 from effllm.modules.errors import ConfigError, EffLLMError, GraphError
+from effllm.pipelines import building
 from effllm.pipelines.identity import fingerprint, recipe_digest, targets_of
 from effllm.pipelines.stage import Many, Source, Stage
 from effllm.pipelines.store import Store
@@ -38,6 +38,7 @@ class Instance:
         digest: recipe digest.
         sources: field -> identity of an external source.
         code: fingerprint of the source files involved.
+        packages: import roots outside of effllm that its nested objects may come from.
     """
 
     name: str
@@ -48,6 +49,12 @@ class Instance:
     digest: str = ""
     sources: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
     code: str = ""
+    packages: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """Where its fields stand in the configuration."""
+        return f"pipeline.{self.name}"
 
     @property
     def stage(self) -> str:
@@ -66,15 +73,19 @@ def stage_name(cls: type[Stage]) -> str:
     return "".join(letters).lstrip("_")
 
 
-def build_graph(pipeline: Mapping[str, Any], store: Store) -> list[Instance]:
+def build_graph(
+    pipeline: Mapping[str, Any], store: Store, packages: Iterable[str] = ()
+) -> list[Instance]:
     """Instances in an order in which inputs come first, with digests.
 
     Args:
         pipeline: the resolved `pipeline` node of the configuration.
         store: where `artifact:` references are looked up.
+        packages: import roots outside of effllm that classes may come from.
 
     Raises:
-        ConfigError: unknown class or field, or a missing value; all that were found.
+        ConfigError: unknown classes and fields, missing values, and values that do not fit; all
+            that were found, a line each.
         GraphError: unknown inputs, cycles, or kinds that do not fit.
     """
     raw = _expand(*_flatten(pipeline, ""))
@@ -84,11 +95,13 @@ def build_graph(pipeline: Mapping[str, Any], store: Store) -> list[Instance]:
     instances: dict[str, Instance] = {}
     for name, config in raw.items():
         try:
-            instances[name] = _instance(name, config, list(raw))
+            instances[name] = _instance(name, config, list(raw), tuple(packages))
         except EffLLMError as error:
             problems.append(str(error))
+        else:
+            problems += check_fields(instances[name], nested=instances[name].cls.SOURCES)
     if problems:
-        raise ConfigError("; ".join(problems))
+        raise ConfigError(building.one_a_line(problems))
     ordered = _topological(instances)
     for cls in dict.fromkeys(instance.cls for instance in ordered):
         cls.check_together({one.name: one.config for one in ordered if one.cls is cls})
@@ -140,29 +153,15 @@ def _expand(stages: Nodes, templates: Nodes) -> Nodes:
     return expanded
 
 
-def _instance(name: str, config: dict[str, Any], names: list[str]) -> Instance:
+def _instance(
+    name: str, config: dict[str, Any], names: list[str], packages: tuple[str, ...]
+) -> Instance:
     config = dict(config)
     target = config.pop("_target_")
     given = config.pop("inputs", None) or {}
     # null takes away what a recipe gave, where another stage took its place
     inputs = {slot: wanted for slot, wanted in given.items() if wanted is not None}
-    cls = load_stage(target, name)
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    unknown = sorted(set(config) - set(fields))
-    if unknown:
-        raise ConfigError(
-            f"{name}: {cls.__name__} has no field {', '.join(unknown)}; "
-            f"its fields are {', '.join(fields)}"
-        )
-    missing = sorted(
-        key
-        for key, field in fields.items()
-        if key not in config
-        and field.default is dataclasses.MISSING
-        and field.default_factory is dataclasses.MISSING
-    )
-    if missing:
-        raise ConfigError(f"{name}: no value for {', '.join(missing)} of {cls.__name__}")
+    cls = load_stage(target, f"pipeline.{name}", packages)
     if set(inputs) != set(cls.INPUTS):
         raise GraphError(
             f"{name}: {cls.__name__} needs inputs {sorted(cls.INPUTS)}, found {sorted(inputs)}"
@@ -177,23 +176,32 @@ def _instance(name: str, config: dict[str, Any], names: list[str]) -> Instance:
             links[slot] = _match(name, slot, plain, names)
         else:
             links[slot] = [_lookup(name, slot, str(wanted), names)]
-    return Instance(name, target, cls, config, links)
+    return Instance(name, target, cls, config, links, packages=packages)
 
 
-def load_stage(target: str, where: str) -> type[Stage]:
+def load_stage(target: str, where: str, packages: Iterable[str] = ()) -> type[Stage]:
     """The stage class behind a `_target_`.
 
     Raises:
-        ConfigError: if it does not exist or is no stage.
+        ConfigError: if it does not exist, is no stage, or lies outside the allowed packages.
     """
-    module, _, attribute = target.rpartition(".")
-    try:
-        cls = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{where}: _target_ {target} does not exist ({error})") from error
-    if not (isinstance(cls, type) and issubclass(cls, Stage)):
+    cls = building.load_class(target, where, packages)
+    if not issubclass(cls, Stage):
         raise ConfigError(f"{where}: _target_ {target} is no stage")
     return cls
+
+
+def check_fields(instance: Instance, *, nested: Iterable[str] | None = None) -> list[str]:
+    """What does not fit in the fields of an instance, a line each.
+
+    Args:
+        instance: the stage.
+        nested: fields whose objects are looked into, all if None; that may import torch.
+    """
+    found = building.faults(
+        instance.key, instance.cls, instance.config, packages=instance.packages, nested=nested
+    )
+    return list(found)
 
 
 def _lookup(name: str, slot: str, wanted: str, names: list[str]) -> str:
@@ -259,7 +267,7 @@ def _check_kinds(instance: Instance, instances: dict[str, Instance], store: Stor
         for name in names:
             if name.startswith(ARTIFACT_PREFIX):
                 _, manifest = store.find(name.removeprefix(ARTIFACT_PREFIX))
-                given = load_stage(manifest["target"], name).OUTPUT
+                given = load_stage(manifest["target"], name, instance.packages).OUTPUT
             else:
                 given = instances[name].cls.OUTPUT
             if not issubclass(given, kind):
@@ -302,12 +310,9 @@ def build_source(instance: Instance, field: str) -> Source:
     """The external source in a field of an instance.
 
     Raises:
-        ConfigError: if its configuration does not fit its class.
+        ConfigError: if its class refuses its settings.
     """
-    config = dict(instance.config[field])
-    module, _, attribute = str(config.pop("_target_")).rpartition(".")
-    try:
-        source: Source = getattr(importlib.import_module(module), attribute)(**config)
-    except (ImportError, AttributeError, TypeError) as error:
-        raise ConfigError(f"{instance.name}.{field}: {error}") from error
+    source: Source = building.construct(
+        f"{instance.key}.{field}", instance.config[field], instance.packages
+    )
     return source

@@ -6,14 +6,16 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import hydra
+import yaml
 from filelock import FileLock
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
@@ -24,15 +26,17 @@ from omegaconf.errors import OmegaConfBaseException
 from effllm.modules.errors import ArtifactError, ConfigError, EffLLMError
 from effllm.pipelines import schema
 from effllm.pipelines.artifacts import Report
+from effllm.pipelines.building import build, faults, one_a_line, suggestion
 from effllm.pipelines.display import Display
-from effllm.pipelines.executor import CANNOT_WRITE, Outcome, Run
+from effllm.pipelines.executor import CANNOT_WRITE, Run
 from effllm.pipelines.graph import Instance, build_graph
 from effllm.pipelines.memory import keep_freed_memory
 from effllm.pipelines.planning import Options, plan_statuses
 from effllm.pipelines.store import Store
+from effllm.pipelines.tracking import Logger
 
 CONF_DIR = str(Path(__file__).resolve().parent.parent / "conf")
-_SECTIONS = ("execute", "paths", "trainer", "logger")
+_SECTIONS = ("execute", "paths", "trainer", "logger", "budget")
 
 
 def run_command(arguments: Sequence[str]) -> int:
@@ -61,7 +65,7 @@ def run_command(arguments: Sequence[str]) -> int:
     try:
         task()
     except (HydraException, OmegaConfBaseException) as error:
-        raise _one_line(error) from error
+        raise _explained(error, arguments) from error
     except OSError as error:  # Hydra makes the run folder before we are asked
         if error.errno not in CANNOT_WRITE:
             raise
@@ -80,7 +84,8 @@ def plan_command(arguments: Sequence[str]) -> int:
     config = compose([one for one in arguments if one != "--json"])
     pipeline, sections = resolve(config)
     store = Store(Path(sections["paths"]["outputs"]))
-    instances = build_graph(pipeline, store)
+    instances = build_graph(pipeline, store, sections["packages"])
+    _check_objective(sections["execute"]["objective"], instances)
     statuses = plan_statuses(instances, store, _options(sections, device="cpu"))
     if as_json:
         rows = [
@@ -114,7 +119,7 @@ def compose(overrides: Sequence[str], name: str = "config") -> DictConfig:
         with hydra.initialize_config_dir(CONF_DIR, version_base="1.3"):
             return hydra.compose(name, overrides=list(overrides))
     except (HydraException, OmegaConfBaseException) as error:
-        raise _one_line(error) from error
+        raise _explained(error, overrides, name) from error
 
 
 def resolve(config: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -130,10 +135,36 @@ def resolve(config: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
             for key in _SECTIONS
         }
         sections |= {"paper": config.paper, "scale": config.scale, "seed": config.seed}
+        sections["packages"] = OmegaConf.to_container(config.packages)
     except OmegaConfBaseException as error:
         raise _one_line(error) from error
+    _check_sections(sections)
     assert isinstance(pipeline, dict)
     return pipeline, sections  # type: ignore[return-value]
+
+
+def _check_sections(sections: Mapping[str, Any]) -> None:
+    """Refuse unknown keys and wrong values outside of the pipeline, all at once."""
+    problems = [
+        fault
+        for key, kind in (
+            ("execute", schema.Execute),
+            ("paths", schema.Paths),
+            ("trainer", schema.Trainer),
+        )
+        for fault in faults(key, kind, sections[key])
+    ]
+    if not 0 <= sections["seed"] < 2**63:
+        problems.append(f"seed: expected 0 <= seed < 2**63, found {sections['seed']}")
+    file = Path(CONF_DIR, "scale", f"{sections['scale']}.yaml")
+    known = yaml.safe_load(file.read_text(encoding="utf-8"))["budget"] if file.is_file() else ()
+    problems += [
+        f"budget.{key}: no stage has such a budget{suggestion(key, known)}"
+        for key in sections["budget"]
+        if known and key not in known
+    ]
+    if problems:
+        raise ConfigError(one_a_line(problems))
 
 
 def execute(config: DictConfig, folder: Path) -> float | None:
@@ -146,7 +177,8 @@ def execute(config: DictConfig, folder: Path) -> float | None:
     keep_freed_memory()
     pipeline, sections = resolve(config)
     store = Store(Path(sections["paths"]["outputs"]))
-    instances = build_graph(pipeline, store)
+    instances = build_graph(pipeline, store, sections["packages"])
+    _check_objective(sections["execute"]["objective"], instances)
     if sections["execute"]["dry_run"]:
         statuses = plan_statuses(instances, store, _options(sections, device="cpu"))
         for one in instances:
@@ -158,7 +190,7 @@ def execute(config: DictConfig, folder: Path) -> float | None:
         store=store,
         folder=folder,
         labels={"paper": sections["paper"], "scale": sections["scale"]},
-        logger=hydra.utils.instantiate(sections["logger"]),
+        logger=build("logger", Logger, sections["logger"], packages=sections["packages"]),
         display=Display(),
         options=_options(sections, device=sections["trainer"]["device"]),
     )
@@ -166,7 +198,7 @@ def execute(config: DictConfig, folder: Path) -> float | None:
     for one in instances:
         if issubclass(one.cls.OUTPUT, Report) and outcomes[one.name].status != "not needed":
             run.display.line(f"report: {publish_report(store, one, sections)}")
-    return _objective(sections["execute"]["objective"], instances, store, outcomes)
+    return _objective(sections["execute"]["objective"], instances, store)
 
 
 def publish_report(store: Store, instance: Instance, sections: dict[str, Any]) -> Path:
@@ -207,18 +239,37 @@ def _options(sections: dict[str, Any], device: str) -> Options:
     )
 
 
-def _objective(
-    wanted: str | None, instances: list[Instance], store: Store, outcomes: dict[str, Outcome]
-) -> float | None:
-    """Value of `<instance>:<metric>`; None if it is missing or not finite."""
+def _check_objective(wanted: str | None, instances: list[Instance]) -> None:
+    """Refuse an objective that no stage of the pipeline can have."""
+    if wanted is None:
+        return
+    name, colon, metric = wanted.partition(":")
+    names = [instance.name for instance in instances]
+    if not colon or not metric:
+        raise ConfigError(f"execute.objective: expected <stage>:<metric>, found {wanted!r}")
+    if name not in names:
+        raise ConfigError(f"execute.objective: no stage {name!r}{suggestion(name, names)}")
+
+
+def _objective(wanted: str | None, instances: list[Instance], store: Store) -> float | None:
+    """Value of `<stage>:<metric>`; None if it was not computed or is not finite.
+
+    Raises:
+        ConfigError: if the stage has no such metric.
+    """
     if wanted is None:
         return None
     name, _, metric = wanted.partition(":")
-    found = [one for one in instances if one.name == name]
-    if not found or name not in outcomes:
-        raise ConfigError(f"execute.objective: no stage {name!r}")
-    manifest = store.manifest(found[0].stage, found[0].digest)
-    value = manifest["metrics"].get(metric) if manifest else None
+    instance = next(instance for instance in instances if instance.name == name)
+    manifest = store.manifest(instance.stage, instance.digest)
+    if manifest is None:
+        return None
+    metrics = manifest["metrics"]
+    if metric not in metrics:
+        raise ConfigError(
+            f"execute.objective: {name} has no metric {metric!r}{suggestion(metric, metrics)}"
+        )
+    value = metrics[metric]
     return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
 
 
@@ -259,6 +310,32 @@ def _refuse_unknown_options(arguments: Sequence[str]) -> None:
             f"effllm run: unknown option {unknown[0]}; settings are given as key=value, options "
             "are listed by effllm run --help"
         )
+
+
+def _explained(error: Exception, overrides: Sequence[str], name: str = "config") -> ConfigError:
+    """Hydra's refusal on one line; of a key that does not exist, with what it may have meant."""
+    refused = re.search(r"Could not override '([\w.]+)'", str(error))
+    if refused is None:
+        return _one_line(error)
+    key = refused[1]
+    others = [word for word in overrides if "=" in word and word.partition("=")[0] != key]
+    try:
+        node: Any = compose(others, name)
+        found = ""
+        for part in key.split("."):
+            if not isinstance(node, DictConfig):
+                return ConfigError(f"{key}: {found} is a value and has no keys")
+            if part not in node:
+                where = found or "the configuration"
+                return ConfigError(f"{key}: {where} has no key {part}{suggestion(part, node)}")
+            found = f"{found}.{part}".lstrip(".")
+            if OmegaConf.is_interpolation(node, part):
+                text = OmegaConf.to_container(node, resolve=False)[part]  # type: ignore[index]
+                return ConfigError(f"{key}: {found} is {text}; set the key there")
+            node = node.get(part)
+    except ConfigError:  # something else is wrong as well; Hydra's own words must do
+        pass
+    return _one_line(error)
 
 
 def _one_line(error: Exception) -> ConfigError:

@@ -6,6 +6,8 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+from effllm.modules.ranges import Word
+
 
 @dataclass
 class Execute:
@@ -27,12 +29,37 @@ class Execute:
 
 
 @dataclass
+class Paths:
+    """Where results go.
+
+    Attributes:
+        outputs: folder of the store.
+    """
+
+    outputs: Word
+
+
+@dataclass
+class Trainer:
+    """The machine.
+
+    Attributes:
+        device: auto, cpu, cuda, cuda:1.
+        device_map: auto to spread the targets of decoding stages over all GPUs, or null.
+    """
+
+    device: Word
+    device_map: str | None
+
+
+@dataclass
 class Config:
     """The whole configuration; see conf/config.yaml."""
 
     paper: str = MISSING
     scale: str = MISSING
     seed: int = 0
+    packages: list[str] = field(default_factory=list)
     execute: Execute = field(default_factory=Execute)
     paths: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)

@@ -14,6 +14,7 @@ from typing import Any
 from effllm.modules.data.prompts import Check, Prompt, nouns
 from effllm.modules.data.published import Published, sample_groups
 from effllm.modules.errors import ConfigError
+from effllm.modules.ranges import NonEmpty, Word
 from effllm.modules.wheels import PackagedFile
 
 _TASKS = ("copy", "reverse", "sort", "add")
@@ -32,7 +33,7 @@ class HumanEvalWheel:
     Source: Chen et al. 2021 (arXiv:2107.03374).
     """
 
-    name: str
+    name: Word
     filename: str
     sha256: str
 
@@ -121,8 +122,8 @@ class ProceduralTasks:
             `<task>-<size>`.
     """
 
-    name: str
-    tasks: list[dict[str, Any]]
+    name: Word
+    tasks: NonEmpty[dict[str, Any]]
 
     def __post_init__(self) -> None:
         for one in self.tasks:

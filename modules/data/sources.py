@@ -16,6 +16,7 @@ from random import Random
 
 from effllm.modules.errors import DataError
 from effllm.modules.hub import require_on_hub
+from effllm.modules.ranges import NonNegativeInt, PositiveInt, Seed
 from effllm.modules.wheels import PackagedFile
 
 SPLITS = ("train", "calibration", "heldout", "test")
@@ -50,9 +51,9 @@ class WikipediaWheel:
     name: str
     filename: str
     sha256: str
-    min_characters: int
+    min_characters: NonNegativeInt
     shares: dict[str, float]
-    seed: int
+    seed: Seed
     joiner: str = "\n\n"
 
     def identity(self) -> dict[str, str]:
@@ -114,12 +115,12 @@ class HubText:
     revision: str
     splits: dict[str, str]
     column: str
-    max_documents: int
+    max_documents: PositiveInt
     joiner: str
     files: dict[str, str] | None = None
     heading: str | None = None
     path: str | None = None
-    seed: int = 0
+    seed: Seed = 0
 
     def identity(self) -> dict[str, str]:
         """Name and revision, or name and content of the local file.
@@ -213,9 +214,9 @@ class SyntheticText:
         joiner: text between documents.
     """
 
-    documents_per_split: int = 12
-    sentences: int = 40
-    seed: int = 0
+    documents_per_split: PositiveInt = 12
+    sentences: PositiveInt = 40
+    seed: Seed = 0
     joiner: str = "\n\n"
     name: str = field(default="synthetic", init=False)
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from effllm.modules.ranges import NonNegativeFloat, NonNegativeInt, Share
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
@@ -16,9 +18,9 @@ class Sampling:
         top_p: only the most likely tokens that together reach this probability.
     """
 
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
+    temperature: NonNegativeFloat = 0.0
+    top_k: NonNegativeInt = 0
+    top_p: Share = 1.0
 
     def __post_init__(self) -> None:
         if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:

@@ -9,6 +9,7 @@ import torch
 from effllm.modules.kvcache.eviction import Eviction
 from effllm.modules.kvcache.formats import Dense, Format, SparkKeys
 from effllm.modules.kvcache.queries import GroupReduce
+from effllm.modules.ranges import Dtype, NonNegativeInt, PositiveInt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,13 +35,13 @@ class Compression:
     keys: Format = field(default_factory=lambda: SparkKeys(ratio=0.5))
     values: Format = field(default_factory=Dense)
     evict: Eviction | None = None
-    storage: str | None = None
-    window: int = 32
+    storage: Dtype | None = None
+    window: PositiveInt = 32
     group_reduce: GroupReduce = "rms"
-    protect_first: int = 0
-    protect_last: int = 32
-    chunk: int = 0
-    min_tail: int = 64
+    protect_first: NonNegativeInt = 0
+    protect_last: NonNegativeInt = 32
+    chunk: NonNegativeInt = 0
+    min_tail: NonNegativeInt = 64
 
     def __post_init__(self) -> None:
         if self.window < 1:

@@ -13,6 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from effllm.modules.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt, Share
+
 
 @dataclass(frozen=True)
 class Prefill:
@@ -75,8 +77,8 @@ class Budget:
         tokens: number, the whole prompt if it is shorter; or null.
     """
 
-    share: float | None = None
-    tokens: int | None = None
+    share: Share | None = None
+    tokens: PositiveInt | None = None
 
     def __post_init__(self) -> None:
         if (self.share is None) == (self.tokens is None):
@@ -118,7 +120,7 @@ class StreamingLLM:
     """
 
     budget: Budget
-    sinks: int = 4
+    sinks: NonNegativeInt = 4
 
     @property
     def window(self) -> int:
@@ -151,9 +153,9 @@ class SnapKV:
     """
 
     budget: Budget
-    observed: int = 64
-    kernel: int = 5
-    beta: float = 1.0
+    observed: PositiveInt = 64
+    kernel: PositiveInt = 5
+    beta: NonNegativeFloat = 1.0
 
     def __post_init__(self) -> None:
         if self.kernel % 2 == 0 or self.observed < 1 or self.beta < 1:

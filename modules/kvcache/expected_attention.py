@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from effllm.modules.kvcache.eviction import Budget, Prefill, highest
+from effllm.modules.ranges import NonNegativeInt, PositiveInt
 
 _EVERY = 2**31 - 1  # more queries than any prompt has
 
@@ -29,8 +30,8 @@ class ExpectedAttention:
     """
 
     budget: Budget
-    sinks: int = 4
-    future: int = 512
+    sinks: NonNegativeInt = 4
+    future: PositiveInt = 512
 
     def __post_init__(self) -> None:
         if self.future < 1 or self.sinks < 0:

@@ -22,6 +22,7 @@ from effllm.modules.kvcache.quantisation import dequantise_rows, quantise_rows, 
 from effllm.modules.kvcache.recovery import Recovery, channel_unit, token_gain
 from effllm.modules.kvcache.segment import Segment
 from effllm.modules.kvcache.selection import Saliency, keep_largest, kept_channels, saliency
+from effllm.modules.ranges import PositiveInt, Ratio
 
 _CHUNK = 1024  # tokens packed at a time: bounds what the scores of channels take
 
@@ -93,13 +94,13 @@ class SparkKeys:
     Deviates: the defaults are what measured best on real keys, not the paper's formulas.
     """
 
-    ratio: float
+    ratio: Ratio
     saliency: Saliency = "code"
     recovery: Recovery = "code"
     signed: bool = True
     centred: bool = True
-    bits: int | None = None
-    block: int = 1
+    bits: PositiveInt | None = None
+    block: PositiveInt = 1
 
     def __post_init__(self) -> None:
         kept_channels(64, self.ratio)  # refuses ratios outside [0, 1)

@@ -18,6 +18,7 @@ from effllm.modules.kvcache.quantisation import (
 )
 from effllm.modules.kvcache.segment import Segment
 from effllm.modules.kvcache.selection import keep_largest, kept_channels
+from effllm.modules.ranges import PositiveInt, Ratio, Share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,7 @@ class ThinkKeys:
     gathered, as in its eager code; its flash version only zeroes.
     """
 
-    share: float
+    share: Share
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
@@ -87,7 +88,7 @@ class PrunedValues:
     Source: SparK, official code (`compress_values`, fill 0.65).
     """
 
-    ratio: float
+    ratio: Ratio
 
     def __post_init__(self) -> None:
         kept_channels(64, self.ratio)  # refuses ratios outside [0, 1)
@@ -140,8 +141,8 @@ class TokenIntegers:
         group: channels that share a range; the last group may be smaller.
     """
 
-    bits: int
-    group: int = 64
+    bits: PositiveInt
+    group: PositiveInt = 64
 
     def __post_init__(self) -> None:
         if self.bits not in BITS:
@@ -196,8 +197,8 @@ class ChannelIntegers:
     Source: KIVI (arXiv 2402.02750).
     """
 
-    bits: int
-    group: int = 32
+    bits: PositiveInt
+    group: PositiveInt = 32
 
     def __post_init__(self) -> None:
         if self.bits not in BITS:

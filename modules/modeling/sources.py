@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from effllm.modules.errors import ConfigError, DataError
 from effllm.modules.hub import require_on_hub
+from effllm.modules.ranges import Seed, Word
 from effllm.modules.wheels import PackagedFile
 
 _REMEDY = (
@@ -166,8 +167,8 @@ class TinyRandom:
         seed: of the initialisation.
     """
 
-    family: str
-    seed: int = 0
+    family: Word
+    seed: Seed = 0
 
     def identity(self) -> dict[str, str]:
         """Family and seed."""

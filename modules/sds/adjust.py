@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from effllm.modules.errors import NumericalError
+from effllm.modules.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt
 from effllm.modules.sparsity.patterns import Pattern, Scope
 from effllm.modules.sparsity.space import Coordinates, Space
 
@@ -31,7 +32,7 @@ class Adjusted:
 
     weight: Tensor
     mask: Tensor
-    steps: int
+    steps: PositiveInt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,11 +50,11 @@ class HardThresholding:
     Deviates: the paper states magnitude masks, 200 epochs at learning rate 0.1, no refit.
     """
 
-    steps: int = 20
-    refit_steps: int = 20
+    steps: NonNegativeInt = 20
+    refit_steps: NonNegativeInt = 20
     space: Space = "scaled"
-    ridge: float = 1e-4
-    tolerance: float = 1e-5
+    ridge: NonNegativeFloat = 1e-4
+    tolerance: NonNegativeFloat = 1e-5
 
     def solve(
         self,

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import softshrink
 
 from effllm.modules.errors import NumericalError
+from effllm.modules.ranges import NonNegativeFloat, PositiveInt
 from effllm.modules.sparsity.space import Coordinates, Space
 
 
@@ -37,10 +38,10 @@ class ProximalGradient:
     Deviates: the paper states 200 epochs at learning rate 0.1 and names no optimiser.
     """
 
-    steps: int = 50
+    steps: PositiveInt = 50
     accelerated: bool = True
-    l1_weight: float = 0.1
-    l2_weight: float = 0.01
+    l1_weight: NonNegativeFloat = 0.1
+    l2_weight: NonNegativeFloat = 0.01
     space: Space = "scaled"
 
     def solve(self, original: Tensor, start: Tensor, gram: Tensor | Coordinates) -> Tensor:

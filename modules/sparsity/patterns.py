@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
+from effllm.modules.ranges import Fraction, PositiveInt
 from effllm.modules.sparsity.masks import matrix_mask, nm_mask, row_mask
 
 Scope = Literal["row", "matrix"]
@@ -40,7 +41,7 @@ class Unstructured:
         ratio: fraction removed, 0 <= ratio <= 1.
     """
 
-    ratio: float
+    ratio: Fraction
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.ratio <= 1.0:
@@ -72,8 +73,8 @@ class Grouped:
         group: consecutive inputs per group; must divide the number of inputs of a layer.
     """
 
-    keep: int
-    group: int
+    keep: PositiveInt
+    group: PositiveInt
 
     def __post_init__(self) -> None:
         if not 0 < self.keep < self.group:

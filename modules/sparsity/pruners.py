@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from effllm.modules.errors import ConfigError, NumericalError
+from effllm.modules.ranges import PositiveFloat, PositiveInt
 from effllm.modules.sparsity.gram import Energy, Gram, Statistic
 from effllm.modules.sparsity.patterns import Pattern, Scope, Unstructured
 
@@ -29,7 +30,7 @@ class Pruned:
 
     weight: Tensor
     mask: Tensor
-    damping: float = 0.0
+    damping: PositiveFloat = 0.0
 
 
 class Pruner(Protocol):
@@ -93,8 +94,8 @@ class SparseGPT:
         fails; the value used is reported.
     """
 
-    block_columns: int = 128
-    damping: float = 0.01
+    block_columns: PositiveInt = 128
+    damping: PositiveFloat = 0.01
     name: ClassVar[str] = "sparsegpt"
     scope: ClassVar[Scope] = "matrix"
     statistic: ClassVar[Callable[..., Statistic] | None] = Gram

@@ -14,6 +14,7 @@ from torch import nn
 
 from effllm.modules.errors import ConfigError
 from effllm.modules.modeling.blocks import decoder_blocks
+from effllm.modules.ranges import PositiveFloat, PositiveInt, Share
 from effllm.modules.structural.fitness import LevelModel
 from effllm.modules.structural.search import Budget, CostBudget, State, UnitBudget
 from effllm.modules.structural.sizes import SubLayerSize, sublayer_size
@@ -54,9 +55,9 @@ class Costs:
     """
 
     cost: Cost
-    limit: float | None = None
-    band: float = 0.01
-    context: int = 1024
+    limit: PositiveFloat | None = None
+    band: Share = 0.01
+    context: PositiveInt = 1024
 
     def __post_init__(self) -> None:
         if self.cost not in ("parameters", "memory", "latency"):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from effllm.modules.errors import ConfigError, NumericalError
+from effllm.modules.ranges import PositiveFloat, PositiveInt
 
 Score = Literal["official", "paper", "second"]
 
@@ -50,7 +51,7 @@ class Elimination:
 
     order: list[int]
     levels: list[Level]
-    damping: float
+    damping: PositiveFloat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,9 +73,9 @@ class LocalPruner:
     """
 
     score: Score = "official"
-    head_chunk: int = 1
-    neuron_chunk: int = 16
-    damping: float = 0.01
+    head_chunk: PositiveInt = 1
+    neuron_chunk: PositiveInt = 16
+    damping: PositiveFloat = 0.01
     refit: bool = True
 
     def __post_init__(self) -> None:

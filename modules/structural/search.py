@@ -16,6 +16,7 @@ import torch
 from torch import Generator
 
 from effllm.modules.errors import ConfigError, NumericalError
+from effllm.modules.ranges import NonEmpty, NonNegativeInt, PositiveInt
 from effllm.modules.structural.units import KINDS, SubLayer
 
 State = tuple[int, ...]
@@ -203,14 +204,14 @@ class Evolution:
         patience: generations without a new parent after which the search ends; 0 never.
     """
 
-    offspring: int
-    stage_tokens: list[int]
-    survivors: list[int]
-    generations: int
-    guided: int = 0
-    keep_batches: int = 1
-    most_moves: int = 4
-    patience: int = 0
+    offspring: PositiveInt
+    stage_tokens: NonEmpty[PositiveInt]
+    survivors: NonEmpty[PositiveInt]
+    generations: NonNegativeInt
+    guided: NonNegativeInt = 0
+    keep_batches: PositiveInt = 1
+    most_moves: PositiveInt = 4
+    patience: NonNegativeInt = 0
 
     def __post_init__(self) -> None:
         falling = [self.offspring, *self.survivors]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from effllm.modules.ranges import Dtype
 from effllm.pipelines.artifacts import Checkpoint, Grams, write_checkpoint
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 from effllm.pipelines.stages.blockwise import block_name, named_layer
-from effllm.pipelines.stages.prune import require_pattern
 
 if TYPE_CHECKING:
     from effllm.modules.sds.adjust import HardThresholding
@@ -36,10 +36,7 @@ class Adjust(Stage):
     solver: HardThresholding
     pattern: Pattern
     pruner: Pruner
-    dtype: str
-
-    def __post_init__(self) -> None:
-        require_pattern(self.pattern)
+    dtype: Dtype
 
     def run(self, ctx: StageContext) -> Metrics:
         """Adjusted checkpoint with masks; one Lightning epoch per block."""

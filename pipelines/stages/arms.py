@@ -7,10 +7,12 @@ An arm is `{proposer, verifier}`, a mapping with built parts. One with a draft m
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, is_dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
+from effllm.modules.ranges import NonNegativeInt, PositiveInt
 from effllm.pipelines.artifacts import Checkpoint
 from effllm.pipelines.stage import StageContext
 
@@ -18,8 +20,50 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from effllm.modules.decoding.fast_path import FastPath
+    from effllm.modules.decoding.library import Kind
+    from effllm.modules.decoding.proposers.base import Proposer
     from effllm.modules.decoding.session import Session
     from effllm.modules.decoding.verifiers.chain import Verifier
+
+
+class FirstLayersDraft(TypedDict):
+    """A draft that is the target's own first layers."""
+
+    kind: Literal["first_layers"]
+    layers: PositiveInt
+
+
+class GivenDraft(TypedDict):
+    """A draft that is one of the stage's inputs."""
+
+    kind: Literal["input"]
+    index: NonNegativeInt
+
+
+class _Drafted(TypedDict, total=False):
+    draft: FirstLayersDraft | GivenDraft | None
+
+
+class ProposingArm(_Drafted):
+    """What drafts; factories are given their models when they are joined."""
+
+    proposer: Proposer | Callable[..., Proposer]
+
+
+class DecodingArm(ProposingArm):
+    """What drafts and what judges."""
+
+    verifier: Verifier
+
+
+class _Library(TypedDict):
+    library: Kind
+
+
+class LibraryArm(_Library, _Drafted, total=False):
+    """transformers' own decoding, with at most `drafted` tokens a round."""
+
+    drafted: PositiveInt
 
 
 @dataclass(frozen=True)
@@ -51,7 +95,7 @@ class DecodingModels:
         paths = [speed_up(one) for one in (target, *drafts)] if fast else []
         return cls(checkpoint, target, checkpoint.load_tokenizer(), drafts, paths)
 
-    def draft(self, arm: dict[str, Any]) -> PreTrainedModel | None:
+    def draft(self, arm: Mapping[str, Any]) -> PreTrainedModel | None:
         """The draft model that an arm names, or None."""
         wanted = arm.get("draft")
         if wanted is None:
@@ -74,7 +118,7 @@ class DecodingModels:
         return {"fast_path": str(self.fast_paths[0]), "fast_path_seconds": seconds}
 
     def session(
-        self, arm: dict[str, Any], *, verifier: Verifier | None = None, text: bool = False
+        self, arm: Mapping[str, Any], *, verifier: Verifier | None = None, text: bool = False
     ) -> Session:
         """A session of an arm's parts, with its own verifier unless another is given."""
         from effllm.pipelines.generate import join_session
@@ -91,7 +135,11 @@ class DecodingModels:
 
 
 def describe_arm(
-    arm: dict[str, Any], target: PreTrainedModel, draft: PreTrainedModel | None, *, lossless: bool
+    arm: Mapping[str, Any],
+    target: PreTrainedModel,
+    draft: PreTrainedModel | None,
+    *,
+    lossless: bool,
 ) -> dict[str, Any]:
     """What an arm is, as plain data for reports.
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from effllm.modules.errors import ConfigError
+from effllm.modules.ranges import Dtype, NonNegativeInt, PositiveInt, Ratio, Seed, Share
 from effllm.pipelines.artifacts import Allocation, Checkpoint, SupernetFiles, Windows
 from effllm.pipelines.files import write_json
 from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
@@ -39,19 +40,15 @@ class BuildSupernet(Stage):
     VOLATILE: ClassVar = frozenset({"micro_batch_size"})
 
     builder: SupernetBuilder
-    sparsity: float
+    sparsity: Ratio
     attention_unit: AttentionUnit
-    reach: int
-    step: float
-    attention_floor: int
-    ffn_floor: int
-    dtype: str
-    micro_batch_size: int
-    seed: int
-
-    def __post_init__(self) -> None:
-        if self.reach < 0 or not 0 < self.step <= 1:
-            raise ConfigError("build_supernet: reach must be 0 or more, 0 < step <= 1")
+    reach: NonNegativeInt
+    step: Share
+    attention_floor: PositiveInt
+    ffn_floor: PositiveInt
+    dtype: Dtype
+    micro_batch_size: PositiveInt
+    seed: Seed
 
     def run(self, ctx: StageContext) -> Metrics:
         """One file per key matrix, and `supernet.json`."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from effllm.modules.errors import ConfigError
+from effllm.modules.ranges import NonEmpty, PositiveInt, Seed, Word
 from effllm.pipelines.artifacts import Corpus, Tasks
 from effllm.pipelines.files import write_json, write_rows
 from effllm.pipelines.stage import Metrics, Stage, StageContext
@@ -64,14 +65,14 @@ class BuildTasks(Stage):
     OUTPUT: ClassVar = Tasks
     DIGEST_DEFAULTS: ClassVar = {"kinds": ["lastword", "continuation"]}
 
-    kinds: list[str]
-    split: str
-    items: int
-    lastword_min_words: int
-    lastword_max_words: int
-    context_words: int
-    choice_words: int
-    seed: int
+    kinds: NonEmpty[str]
+    split: Word
+    items: PositiveInt
+    lastword_min_words: PositiveInt
+    lastword_max_words: PositiveInt
+    context_words: PositiveInt
+    choice_words: PositiveInt
+    seed: Seed
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.kinds) - set(_TASKS))

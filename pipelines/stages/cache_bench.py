@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypedDict
 
 from effllm.modules.errors import ConfigError
+from effllm.modules.ranges import Dtype, NonEmpty, PositiveInt, Seed
 from effllm.pipelines.artifacts import Checkpoint, Corpus, Predictions
 from effllm.pipelines.files import write_json, write_rows
 from effllm.pipelines.stage import Metrics, Stage, StageContext
@@ -18,6 +19,23 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
     from transformers.cache_utils import Cache
+
+    from effllm.modules.kvcache.attention import Reading
+    from effllm.modules.kvcache.compression import Compression
+
+
+class DenseArm(TypedDict):
+    """transformers' dynamic cache, and what reads it."""
+
+    method: None
+    reading: Literal["sdpa", "grouped"]
+
+
+class CompressedArm(TypedDict):
+    """A compressed cache, and what reads it."""
+
+    method: Compression
+    reading: Reading
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +55,12 @@ class CacheBench(Stage):
     INPUTS: ClassVar = {"model": Checkpoint, "text": Corpus}
     OUTPUT: ClassVar = Predictions
 
-    arms: dict[str, Any]
-    lengths: list[int]
-    steps: int
-    repeats: int
-    dtype: str
-    seed: int
+    arms: dict[str, DenseArm | CompressedArm]
+    lengths: NonEmpty[PositiveInt]
+    steps: PositiveInt
+    repeats: PositiveInt
+    dtype: Dtype
+    seed: Seed
 
     def __post_init__(self) -> None:
         if "dense" not in self.arms:
@@ -140,7 +158,7 @@ class CacheBench(Stage):
         from effllm.modules.decoding.attention import grouped_queries
         from effllm.modules.kvcache.attention import attached
 
-        arm = self.arms[name]
+        arm: Mapping[str, Any] = self.arms[name]
         if arm["method"] is not None:
             return attached(model, arm["reading"])
         return grouped_queries(model) if arm["reading"] == "grouped" else nullcontext()

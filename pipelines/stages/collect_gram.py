@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from effllm.modules.ranges import Dtype, PositiveInt
 from effllm.pipelines.artifacts import Checkpoint, Grams, Windows
 from effllm.pipelines.files import write_json
 from effllm.pipelines.stage import Metrics, Stage, StageContext
@@ -22,8 +23,8 @@ class CollectGram(Stage):
     OUTPUT: ClassVar = Grams
     VOLATILE: ClassVar = frozenset({"micro_batch_size"})
 
-    dtype: str
-    micro_batch_size: int
+    dtype: Dtype
+    micro_batch_size: PositiveInt
 
     def run(self, ctx: StageContext) -> Metrics:
         """One file per block; resumes at the block that was interrupted."""

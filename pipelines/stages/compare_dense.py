@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from effllm.modules.errors import DataError
+from effllm.modules.ranges import Dtype
 from effllm.pipelines.artifacts import Checkpoint, Predictions, TeacherRecord, Windows
 from effllm.pipelines.files import write_json, write_rows
 from effllm.pipelines.stage import Metrics, Stage, StageContext
@@ -23,7 +24,7 @@ class CompareDense(Stage):
     INPUTS: ClassVar = {"model": Checkpoint, "teacher": TeacherRecord, "windows": Windows}
     OUTPUT: ClassVar = Predictions
 
-    dtype: str
+    dtype: Dtype
 
     def run(self, ctx: StageContext) -> Metrics:
         """One row per window: set, protocol, document, nats per token; `sizes.json`."""

@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import ClassVar
 
+from effllm.modules.ranges import PositiveInt
 from effllm.pipelines.artifacts import Checkpoint, Grams, Predictions
 from effllm.pipelines.files import write_json, write_rows
 from effllm.pipelines.stage import Metrics, Stage, StageContext
@@ -22,7 +23,7 @@ class CompareLayers(Stage):
     OUTPUT: ClassVar = Predictions
 
     histogram_layer: str | None
-    histogram_bins: int
+    histogram_bins: PositiveInt
 
     def run(self, ctx: StageContext) -> Metrics:
         """One row per layer, and the histogram of one layer's weights."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from effllm.modules.errors import ConfigError
+from effllm.modules.ranges import Dtype, PositiveInt, Seed
 from effllm.pipelines.artifacts import Checkpoint, Predictions, Prompts
 from effllm.pipelines.files import write_json, write_rows
 from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
-from effllm.pipelines.stages.arms import DecodingModels, describe_arm
+from effllm.pipelines.stages.arms import DecodingArm, DecodingModels, LibraryArm, describe_arm
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -39,11 +41,11 @@ class DecodeBench(Stage):
     }
     OUTPUT: ClassVar = Predictions
 
-    arms: dict[str, Any]
-    max_new_tokens: int
-    dtype: str
+    arms: dict[str, DecodingArm | LibraryArm]
+    max_new_tokens: PositiveInt
+    dtype: Dtype
     fast: bool
-    seed: int
+    seed: Seed
 
     def __post_init__(self) -> None:
         if "plain" not in self.arms:
@@ -108,7 +110,7 @@ class _Arm:
     """One way to decode."""
 
     def __init__(
-        self, arm: dict[str, Any], models: DecodingModels, max_new_tokens: int, seed: int
+        self, arm: Mapping[str, Any], models: DecodingModels, max_new_tokens: int, seed: int
     ) -> None:
         from effllm.pipelines.generate import end_tokens
 

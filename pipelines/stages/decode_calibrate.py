@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from effllm.modules.ranges import Dtype, PositiveInt, Seed
 from effllm.pipelines.artifacts import Calibration, Checkpoint, Prompts
 from effllm.pipelines.files import write_json
 from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
-from effllm.pipelines.stages.arms import DecodingModels
+from effllm.pipelines.stages.arms import DecodingArm, DecodingModels
 
 if TYPE_CHECKING:
     from effllm.modules.decoding.records import RoundRecord
@@ -37,13 +38,13 @@ class DecodeCalibrate(Stage):
     }
     OUTPUT: ClassVar = Calibration
 
-    arms: dict[str, Any]
-    max_new_tokens: int
-    context: int
-    repeats: int
-    dtype: str
+    arms: dict[str, DecodingArm]
+    max_new_tokens: PositiveInt
+    context: PositiveInt
+    repeats: PositiveInt
+    dtype: Dtype
     fast: bool
-    seed: int
+    seed: Seed
 
     def run(self, ctx: StageContext) -> Metrics:
         """`calibration.json`."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from effllm.modules.errors import DataError
+from effllm.modules.ranges import Dtype, NonEmpty, NonNegativeInt, PositiveInt, Ratio, Seed
 from effllm.pipelines.artifacts import VOCABULARY_FILE, Checkpoint, Traces, write_checkpoint
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 
@@ -33,15 +34,20 @@ class DistillDraft(Stage):
     INPUTS: ClassVar = {"model": Checkpoint, "traces": Traces}
     OUTPUT: ClassVar = Checkpoint
 
-    layers: list[int]
-    vocabulary: int
+    layers: NonEmpty[NonNegativeInt]
+    vocabulary: PositiveInt
     optimizer: OptimizerFactory
-    epochs: int
-    batch_texts: int
-    heldout: float
+    epochs: PositiveInt
+    batch_texts: PositiveInt
+    heldout: Ratio
     precision: Literal["32-true", "bf16-mixed"]
-    dtype: str
-    seed: int
+    dtype: Dtype
+    seed: Seed
+
+    def __post_init__(self) -> None:
+        from effllm.modules.training import require_optimizer
+
+        require_optimizer(self.optimizer)
 
     def run(self, ctx: StageContext) -> Metrics:
         """A checkpoint of the target's kind, and the tokens it can predict."""

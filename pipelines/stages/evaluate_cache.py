@@ -7,6 +7,7 @@ from dataclasses import dataclass, is_dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from effllm.modules.errors import ConfigError
+from effllm.modules.ranges import Dtype, PositiveInt, Seed
 from effllm.pipelines.artifacts import Checkpoint, LongPrompts, Predictions, Windows
 from effllm.pipelines.files import write_json, write_rows
 from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from effllm.modules.data.long_context import LongPrompt
     from effllm.modules.kvcache.cache import CompressedCache
+    from effllm.modules.kvcache.compression import Compression
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +42,12 @@ class EvaluateCache(Stage):
     }
     OUTPUT: ClassVar = Predictions
 
-    arms: dict[str, Any]
-    continuation: int
+    arms: dict[str, Compression]
+    continuation: PositiveInt
     question_inside: bool
     picture: str | None
-    dtype: str
-    seed: int
+    dtype: Dtype
+    seed: Seed
 
     def __post_init__(self) -> None:
         if "dense" not in self.arms:

@@ -1,13 +1,14 @@
 """Accuracy of a decoder on lm-evaluation-harness tasks that write their answers."""
 
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
+from effllm.modules.ranges import Dtype, PositiveInt
 from effllm.pipelines.artifacts import Checkpoint, Predictions, Tasks
 from effllm.pipelines.files import write_json, write_rows
 from effllm.pipelines.provenance import package_version
 from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
-from effllm.pipelines.stages.arms import DecodingModels, describe_arm
+from effllm.pipelines.stages.arms import DecodingArm, DecodingModels, describe_arm
 from effllm.pipelines.stages.evaluate_tasks import place_tasks
 
 
@@ -33,12 +34,12 @@ class EvaluateGeneration(Stage):
     }
     OUTPUT: ClassVar = Predictions
 
-    decoder: dict[str, Any]
+    decoder: DecodingArm
     harness_tasks: list[str]
-    limit: int | None
-    dtype: str
+    limit: PositiveInt | None
+    dtype: Dtype
     fast: bool
-    max_length: int
+    max_length: PositiveInt
 
     def run(self, ctx: StageContext) -> Metrics:
         """One row per item and way of reading it; `answers.jsonl`: what was decoded."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from effllm.modules.ranges import Dtype, PositiveInt
 from effllm.pipelines.artifacts import Checkpoint, Predictions, Tasks
 from effllm.pipelines.files import write_json, write_rows
 from effllm.pipelines.provenance import package_version
@@ -27,10 +28,10 @@ class EvaluateTasks(Stage):
     VOLATILE: ClassVar = frozenset({"micro_batch_size"})
 
     harness_tasks: list[str]
-    limit: int | None
-    dtype: str
-    max_length: int
-    micro_batch_size: int
+    limit: PositiveInt | None
+    dtype: Dtype
+    max_length: PositiveInt
+    micro_batch_size: PositiveInt
 
     def run(self, ctx: StageContext) -> Metrics:
         """One row per item: task, id, correct."""

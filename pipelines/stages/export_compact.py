@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from effllm.modules.errors import ArtifactError, ConfigError
+from effllm.modules.ranges import Dtype
 from effllm.pipelines.artifacts import Allocation, Checkpoint, SupernetFiles, write_checkpoint
 from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
 
@@ -38,11 +39,7 @@ class ExportCompact(Stage):
     OUTPUT: ClassVar = Checkpoint
 
     layout: Layout
-    dtype: str
-
-    def __post_init__(self) -> None:
-        if self.layout not in ("compact", "stock"):
-            raise ConfigError(f"layout: compact or stock, found {self.layout!r}")
+    dtype: Dtype
 
     def run(self, ctx: StageContext) -> Metrics:
         """A checkpoint that loads and runs on its own."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from effllm.modules.ranges import Dtype, PositiveInt, Seed, Word
 from effllm.pipelines.artifacts import Checkpoint, Corpus, Traces
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 
@@ -31,14 +32,14 @@ class GenerateTraces(Stage):
     INPUTS: ClassVar = {"model": Checkpoint, "text": Corpus}
     OUTPUT: ClassVar = Traces
 
-    split: str
-    prompts: int
-    passage_tokens: int
-    max_new_tokens: int
-    top: int
-    batch_size: int
-    dtype: str
-    seed: int
+    split: Word
+    prompts: PositiveInt
+    passage_tokens: PositiveInt
+    max_new_tokens: PositiveInt
+    top: PositiveInt
+    batch_size: PositiveInt
+    dtype: Dtype
+    seed: Seed
 
     def run(self, ctx: StageContext) -> Metrics:
         """`traces.safetensors`; resumes at the batch that was interrupted."""

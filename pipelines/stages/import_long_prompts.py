@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from effllm.modules.errors import DataError
+from effllm.modules.ranges import PositiveInt, Seed
 from effllm.pipelines.artifacts import Checkpoint, LongPrompts
 from effllm.pipelines.files import write_rows
 from effllm.pipelines.stage import Metrics, Stage, StageContext
@@ -31,9 +32,9 @@ class ImportLongPrompts(Stage):
     SOURCES: ClassVar = ("source",)
 
     source: "LongQuestions"
-    longest: int
-    per_task: int
-    seed: int
+    longest: PositiveInt
+    per_task: PositiveInt
+    seed: Seed
 
     def run(self, ctx: StageContext) -> Metrics:
         """`prompts.jsonl`."""

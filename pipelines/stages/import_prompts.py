@@ -4,7 +4,8 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from effllm.modules.errors import ConfigError, DataError
+from effllm.modules.errors import DataError
+from effllm.modules.ranges import PositiveInt, Seed
 from effllm.pipelines.artifacts import Prompts
 from effllm.pipelines.files import write_rows
 from effllm.pipelines.stage import Metrics, Stage, StageContext
@@ -28,12 +29,8 @@ class ImportPrompts(Stage):
     SOURCES: ClassVar = ("source",)
 
     source: "HumanEvalWheel | Questions | ProceduralTasks"
-    per_group: int
-    seed: int
-
-    def __post_init__(self) -> None:
-        if self.per_group < 1:
-            raise ConfigError(f"per_group must be at least 1, found {self.per_group}")
+    per_group: PositiveInt
+    seed: Seed
 
     def run(self, ctx: StageContext) -> Metrics:
         """`prompts.jsonl`."""

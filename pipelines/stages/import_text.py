@@ -6,6 +6,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from effllm.modules.errors import ConfigError, DataError
+from effllm.modules.ranges import NonEmpty, Word
 from effllm.pipelines.artifacts import Corpus
 from effllm.pipelines.files import write_json, write_rows
 from effllm.pipelines.stage import Metrics, Stage, StageContext
@@ -28,7 +29,7 @@ class ImportText(Stage):
     SOURCES: ClassVar = ("source",)
 
     source: "WikipediaWheel | HubText | SyntheticText"
-    splits: list[str]
+    splits: NonEmpty[Word]
 
     @classmethod
     def check_together(cls, configs: Mapping[str, Mapping[str, Any]]) -> None:

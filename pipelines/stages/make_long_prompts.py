@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import ClassVar
 
+from effllm.modules.ranges import NonEmpty, PositiveInt, Seed, Word
 from effllm.pipelines.artifacts import Checkpoint, Corpus, LongPrompts
 from effllm.pipelines.files import write_rows
 from effllm.pipelines.stage import Metrics, Stage, StageContext
@@ -23,11 +24,11 @@ class MakeLongPrompts(Stage):
     INPUTS: ClassVar = {"text": Corpus, "model": Checkpoint}
     OUTPUT: ClassVar = LongPrompts
 
-    split: str
-    tasks: list[str]
-    lengths: list[int]
-    per_task: int
-    seed: int
+    split: Word
+    tasks: NonEmpty[str]
+    lengths: NonEmpty[PositiveInt]
+    per_task: PositiveInt
+    seed: Seed
 
     def run(self, ctx: StageContext) -> Metrics:
         """`prompts.jsonl`."""

@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import ClassVar
 
+from effllm.modules.ranges import PositiveInt, Seed, Word
 from effllm.pipelines.artifacts import Corpus, Prompts
 from effllm.pipelines.files import write_rows
 from effllm.pipelines.stage import Metrics, Stage, StageContext
@@ -22,10 +23,10 @@ class MakePrompts(Stage):
     INPUTS: ClassVar = {"text": Corpus}
     OUTPUT: ClassVar = Prompts
 
-    split: str
-    per_group: int
-    words: int
-    seed: int
+    split: Word
+    per_group: PositiveInt
+    words: PositiveInt
+    seed: Seed
 
     def run(self, ctx: StageContext) -> Metrics:
         """`prompts.jsonl`."""

@@ -1,12 +1,19 @@
 """Turn text into token windows of equal length."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
+
+from annotated_types import Interval
 
 from effllm.modules.errors import ConfigError, UnsupportedModelError
+from effllm.modules.ranges import PositiveInt, Seed, Word
 from effllm.pipelines.artifacts import Checkpoint, Corpus, Windows
 from effllm.pipelines.files import write_json
 from effllm.pipelines.stage import Metrics, Stage, StageContext
+
+WindowLength = Annotated[
+    int, Interval(ge=2, lt=2**31)
+]  # nothing is predicted in a window of one token
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,22 +33,13 @@ class MakeWindows(Stage):
     INPUTS: ClassVar = {"text": Corpus, "model": Checkpoint}
     OUTPUT: ClassVar = Windows
 
-    split: str
+    split: Word
     mode: Literal["crop", "pack", "spread"]
-    num_sequences: int | None
-    sequence_length: int
-    seed: int
+    num_sequences: PositiveInt | None
+    sequence_length: WindowLength
+    seed: Seed
 
     def __post_init__(self) -> None:
-        if self.mode not in ("crop", "pack", "spread"):
-            raise ConfigError(f"mode: crop, pack or spread, found {self.mode!r}")
-        if self.sequence_length < 2:
-            raise ConfigError(
-                f"sequence_length must be at least 2, found {self.sequence_length}: nothing is "
-                "predicted in a window of one token"
-            )
-        if self.num_sequences is not None and self.num_sequences < 1:
-            raise ConfigError(f"num_sequences must be at least 1, found {self.num_sequences}")
         if self.mode == "crop" and self.num_sequences is None:
             raise ConfigError("mode=crop needs num_sequences")
 

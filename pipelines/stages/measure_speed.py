@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from effllm.modules.ranges import Dtype, PositiveInt
 from effllm.pipelines.artifacts import Checkpoint, Speeds, Windows
 from effllm.pipelines.files import write_json, write_rows
 from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
@@ -29,10 +30,10 @@ class MeasureSpeed(Stage):
     INPUTS: ClassVar = {"dense": Checkpoint, "models": Many(Checkpoint), "windows": Windows}
     OUTPUT: ClassVar = Speeds
 
-    prompt_tokens: int
-    new_tokens: int
-    repeats: int
-    dtype: str
+    prompt_tokens: PositiveInt
+    new_tokens: PositiveInt
+    repeats: PositiveInt
+    dtype: Dtype
     fast: bool
 
     def run(self, ctx: StageContext) -> Metrics:

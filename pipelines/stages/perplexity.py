@@ -5,6 +5,7 @@ from functools import partial
 from typing import ClassVar
 
 from effllm.modules.errors import NumericalError
+from effllm.modules.ranges import Dtype, PositiveInt
 from effllm.pipelines.artifacts import Checkpoint, Predictions, Windows
 from effllm.pipelines.files import write_json, write_rows
 from effllm.pipelines.stage import Metrics, Stage, StageContext
@@ -24,8 +25,8 @@ class Perplexity(Stage):
     OUTPUT: ClassVar = Predictions
     VOLATILE: ClassVar = frozenset({"micro_batch_size"})
 
-    dtype: str
-    micro_batch_size: int
+    dtype: Dtype
+    micro_batch_size: PositiveInt
 
     def run(self, ctx: StageContext) -> Metrics:
         """One row per window: set, protocol, document, nats per token."""

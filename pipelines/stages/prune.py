@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from effllm.modules.errors import ConfigError
+from effllm.modules.ranges import Dtype, PositiveInt
 from effllm.pipelines.artifacts import Checkpoint, Windows, write_checkpoint
 from effllm.pipelines.files import write_json
 from effllm.pipelines.stage import Metrics, Stage, StageContext
@@ -20,16 +20,6 @@ GRAM_FOLDER = "gram"
 def gram_name(index: int) -> str:
     """Name of the progress file with a block's Gram matrices."""
     return f"gram-{index:03d}"
-
-
-def require_pattern(value: object) -> None:
-    """Refuse what is no pattern, above all the integer that YAML makes of an unquoted 2:4."""
-    if not hasattr(value, "mask"):
-        raise ConfigError(
-            f"pattern must be {{keep, group}} or {{ratio}}, found {value!r}; choose a file of the "
-            "group `pattern`, for example pattern@pipeline.wanda_2of4.prune.pattern=2of4 (an "
-            "unquoted 2:4 in YAML is the integer 124)"
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,11 +45,8 @@ class Prune(Stage):
     pattern: "Pattern"
     true_sequential: bool
     keep_gram: bool
-    dtype: str
-    micro_batch_size: int
-
-    def __post_init__(self) -> None:
-        require_pattern(self.pattern)
+    dtype: Dtype
+    micro_batch_size: PositiveInt
 
     def run(self, ctx: StageContext) -> Metrics:
         """Pruned checkpoint with masks and the layer errors on the inputs it was pruned with."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from effllm.modules.ranges import Dtype, PositiveInt, Ratio, Seed
 from effllm.pipelines.artifacts import Checkpoint, Windows
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 from effllm.pipelines.stages.export_compact import write_smaller
@@ -33,11 +34,11 @@ class PruneUnits(Stage):
     VOLATILE: ClassVar = frozenset({"micro_batch_size"})
 
     baseline: StructuralBaseline
-    sparsity: float
+    sparsity: Ratio
     attention_unit: AttentionUnit
-    dtype: str
-    micro_batch_size: int
-    seed: int
+    dtype: Dtype
+    micro_batch_size: PositiveInt
+    seed: Seed
 
     def run(self, ctx: StageContext) -> Metrics:
         """A checkpoint that loads and runs on its own."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
+from effllm.modules.ranges import Dtype, PositiveInt
 from effllm.pipelines.artifacts import Blocks, Checkpoint, Prompts
 from effllm.pipelines.files import write_json, write_rows
 from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
-from effllm.pipelines.stages.arms import DecodingModels, describe_arm
+from effllm.pipelines.stages.arms import DecodingModels, ProposingArm, describe_arm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +31,9 @@ class RecordBlocks(Stage):
     }
     OUTPUT: ClassVar = Blocks
 
-    arms: dict[str, Any]
-    max_new_tokens: int
-    dtype: str
+    arms: dict[str, ProposingArm]
+    max_new_tokens: PositiveInt
+    dtype: Dtype
     fast: bool
 
     def run(self, ctx: StageContext) -> Metrics:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from effllm.modules.ranges import Dtype, PositiveInt
 from effllm.pipelines.artifacts import Checkpoint, TeacherRecord, Windows
 from effllm.pipelines.files import write_json
 from effllm.pipelines.stage import Metrics, Stage, StageContext
@@ -27,8 +28,8 @@ class RecordTeacher(Stage):
     OUTPUT: ClassVar = TeacherRecord
 
     divergence: Divergence
-    top_k: int
-    dtype: str
+    top_k: PositiveInt
+    dtype: Dtype
 
     def run(self, ctx: StageContext) -> Metrics:
         """`teacher.safetensors` and `teacher.json`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from effllm.modules.ranges import Dtype, NonNegativeFloat, PositiveInt, Seed
 from effllm.pipelines.artifacts import Checkpoint, Grams, Windows, write_checkpoint
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 from effllm.pipelines.stages.blockwise import block_name, named_layer, resume_stream, save_stream
@@ -34,7 +35,7 @@ class Redense(Stage):
     OUTPUT: ClassVar = Checkpoint
 
     solver: ProximalGradient
-    dtype: str
+    dtype: Dtype
 
     def run(self, ctx: StageContext) -> Metrics:
         """Dense checkpoint; one Lightning epoch per block."""
@@ -82,8 +83,8 @@ class RedenseSequential(Stage):
     VOLATILE: ClassVar = frozenset({"micro_batch_size"})
 
     solver: ProximalGradient
-    dtype: str
-    micro_batch_size: int
+    dtype: Dtype
+    micro_batch_size: PositiveInt
 
     def run(self, ctx: StageContext) -> Metrics:
         """Dense checkpoint; resumes at the block that was interrupted."""
@@ -145,13 +146,18 @@ class RedenseFromActivations(Stage):
     VOLATILE: ClassVar = frozenset({"micro_batch_size"})
 
     optimizer: OptimizerFactory
-    epochs: int
-    batch_tokens: int
-    l1_weight: float
-    l2_weight: float
-    dtype: str
-    micro_batch_size: int
-    seed: int
+    epochs: PositiveInt
+    batch_tokens: PositiveInt
+    l1_weight: NonNegativeFloat
+    l2_weight: NonNegativeFloat
+    dtype: Dtype
+    micro_batch_size: PositiveInt
+    seed: Seed
+
+    def __post_init__(self) -> None:
+        from effllm.modules.training import require_optimizer
+
+        require_optimizer(self.optimizer)
 
     def run(self, ctx: StageContext) -> Metrics:
         """Dense checkpoint; resumes at the epoch of the block that was interrupted."""

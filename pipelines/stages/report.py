@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from effllm.modules.ranges import PositiveInt, Word
 from effllm.pipelines.artifacts import Artifact, Report
 from effllm.pipelines.files import write_json
 from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
@@ -26,8 +27,8 @@ class ReportStage(Stage):
     INPUTS: ClassVar = {"results": Many(Artifact)}
     OUTPUT: ClassVar = Report
 
-    scale: str
-    resamples: int
+    scale: Word
+    resamples: PositiveInt
 
     def publish(self, ctx: StageContext, page: Page, rows: Sequence[dict[str, Any]]) -> Metrics:
         """Write the page and `results.json`; returns outcome -> verdicts with it."""

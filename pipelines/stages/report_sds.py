@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from effllm.modules.ranges import Seed
 from effllm.pipelines.artifacts import Artifact
 from effllm.pipelines.stage import Metrics, StageContext
 from effllm.pipelines.stages.report import ReportStage
@@ -18,7 +19,7 @@ class ReportSds(ReportStage):
 
     VERSION: ClassVar[int] = 3  # 3: intervals over documents
 
-    seed: int
+    seed: Seed
 
     def run(self, ctx: StageContext) -> Metrics:
         """`index.html`, `report.md`, `results.json`, and `figures/`."""

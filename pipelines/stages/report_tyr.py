@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from effllm.modules.ranges import Seed
 from effllm.pipelines.artifacts import (
     Allocation,
     Artifact,
@@ -23,7 +24,7 @@ class ReportTyr(ReportStage):
 
     VERSION: ClassVar[int] = 4  # 4: searches are named by the model that they led to
 
-    seed: int
+    seed: Seed
 
     def run(self, ctx: StageContext) -> Metrics:
         """`index.html`, `report.md`, `results.json`, and `figures/`."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from effllm.modules.errors import DataError
+from effllm.modules.ranges import Dtype, PositiveInt, Seed
 from effllm.pipelines.artifacts import Allocation, Checkpoint, SupernetFiles, Windows
 from effllm.pipelines.files import write_json, write_rows
 from effllm.pipelines.stage import Metrics, Stage, StageContext
@@ -45,11 +46,11 @@ class SearchAllocation(Stage):
     evolution: Evolution
     budget: BudgetFactory
     divergence: Divergence
-    top_k: int
+    top_k: PositiveInt
     resume_passes: bool
-    dtype: str
-    micro_batch_size: int
-    seed: int
+    dtype: Dtype
+    micro_batch_size: PositiveInt
+    seed: Seed
 
     def run(self, ctx: StageContext) -> Metrics:
         """`allocation.json`, and `history.jsonl` with one generation per line."""

@@ -7,6 +7,13 @@ from itertools import product
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from effllm.modules.errors import ConfigError
+from effllm.modules.ranges import (
+    NonEmpty,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
 from effllm.pipelines.artifacts import Blocks, Sweep
 from effllm.pipelines.files import write_json, write_rows
 from effllm.pipelines.stage import Metrics, Stage, StageContext
@@ -32,13 +39,13 @@ class SweepBlocks(Stage):
     INPUTS: ClassVar = {"blocks": Blocks}
     OUTPUT: ClassVar = Sweep
 
-    tokens: list[int]
-    windows: list[int]
-    thresholds: dict[Literal["top", "normalized"], list[float]]
+    tokens: NonEmpty[PositiveInt]
+    windows: list[NonNegativeInt]
+    thresholds: dict[Literal["top", "normalized"], list[NonNegativeFloat]]
     window_checks: list[Literal["full", "official"]]
-    margins: list[float]
-    epsilons: list[float]
-    resamples: int
+    margins: list[NonNegativeFloat]
+    epsilons: list[PositiveFloat]
+    resamples: PositiveInt
 
     def run(self, ctx: StageContext) -> Metrics:
         """`sweep.jsonl`: `{arm, rule, tokens, ...settings, ...figures}`; `arms.json`."""

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from effllm.modules.errors import ConfigError
+from effllm.pipelines.executor import build_stages
 from effllm.pipelines.graph import build_graph, build_source, load_stage
 from effllm.pipelines.identity import targets_of
 from effllm.pipelines.launch import CONF_DIR, compose, resolve
@@ -140,20 +141,14 @@ def test_wrong_overrides_are_refused_on_one_line(overrides, message):
     assert "\n" not in str(caught.value)
 
 
-def test_a_yaml_ratio_is_explained():
-    from effllm.modules.sparsity.pruners import Magnitude
-    from effllm.pipelines.stages.prune import Prune
-
+def test_a_yaml_ratio_is_explained(tmp_path):
     value = yaml.safe_load("pattern: 2:4")["pattern"]
-    with pytest.raises(ConfigError, match="found 124;.*unquoted 2:4"):
-        Prune(
-            pruner=Magnitude(),
-            pattern=value,
-            true_sequential=False,
-            keep_gram=False,
-            dtype="float32",
-            micro_batch_size=1,
-        )
+    pipeline, _ = resolve(compose(["paper=sds", "scale=smoke"]))
+    pipeline["wanda_half"]["prune"]["pattern"] = value
+    graph = build_graph(pipeline, Store(tmp_path))
+    instance = next(instance for instance in graph if instance.name == "wanda_half.prune")
+    with pytest.raises(ConfigError, match="found 124.*unquoted 2:4"):
+        build_stages([instance])
 
 
 def test_kernels_is_no_package():

@@ -3,13 +3,17 @@
 import os
 import signal
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
 from effllm.modules.errors import NumericalError
+from effllm.pipelines import graph
 from effllm.pipelines.artifacts import Artifact, Predictions
 from effllm.pipelines.files import write_json, write_rows
 from effllm.pipelines.stage import Many, Stage
+
+build_graph = partial(graph.build_graph, packages=("toy_stages",))
 
 
 class Numbers(Artifact):

@@ -2,10 +2,10 @@ import io
 
 import pytest
 from rich.console import Console
+from toy_stages import build_graph
 
 from effllm.pipelines.display import Display
 from effllm.pipelines.executor import Run
-from effllm.pipelines.graph import build_graph
 from effllm.pipelines.planning import Options
 from effllm.pipelines.store import Store
 from effllm.pipelines.tracking import NoLogger

@@ -6,7 +6,7 @@ import pytest
 
 from effllm.modules.errors import ConfigError, DataError
 from effllm.pipelines.artifacts import Predictions, Prompts
-from effllm.pipelines.executor import build_stage
+from effllm.pipelines.executor import build_stages
 from effllm.pipelines.graph import build_graph
 from effllm.pipelines.identity import recipe_digest
 from effllm.pipelines.launch import compose, resolve
@@ -112,4 +112,4 @@ def test_tasks_made_before_kinds_could_be_chosen_keep_their_digest(store):
     )
     assert tasks().digest == before != tasks(kinds=["recall"]).digest
     with pytest.raises(ConfigError, match="kinds: expected some of lastword.*found"):
-        build_stage(tasks(kinds=["riddle"]))
+        build_stages([tasks(kinds=["riddle"])])

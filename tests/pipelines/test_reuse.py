@@ -9,6 +9,7 @@ import threading
 
 import pytest
 from safetensors import SafetensorError
+from toy_stages import build_graph
 
 from effllm.modules.errors import (
     ArtifactError,
@@ -18,7 +19,6 @@ from effllm.modules.errors import (
 )
 from effllm.pipelines.display import Display
 from effllm.pipelines.executor import Run
-from effllm.pipelines.graph import build_graph
 
 
 def payload(store, instance):
@@ -128,7 +128,7 @@ def test_kill_at_every_step_gives_the_same_result(stepwise, store, execute, tmp_
         "from effllm.pipelines.display import Display\n"
         "from effllm.pipelines.executor import Run\n"
         "from effllm.pipelines.planning import Options\n"
-        "from effllm.pipelines.graph import build_graph\n"
+        "from toy_stages import build_graph\n"
         "from effllm.pipelines.store import Store\n"
         "from effllm.pipelines.tracking import NoLogger\n"
         "store = Store(Path(sys.argv[1]))\n"

@@ -207,7 +207,7 @@ def test_a_damaged_supernet_is_refused_before_the_search(damage, finished, execu
             ConfigError,
             "layout stock: needs equal blocks",
         ),  # three of eight heads: no even distribution exists
-        (["pipeline.s50.searched.layout=onnx"], ConfigError, "compact or stock"),
+        (["pipeline.s50.searched.layout=onnx"], ConfigError, "expected 'compact' or 'stock'"),
     ],
 )
 def test_bad_settings_are_refused_in_one_line(overrides, error, message, execute):

@@ -16,6 +16,7 @@ from effllm.modules.decoding.proposers.lookup import NgramIndex
 from effllm.modules.decoding.records import Block
 from effllm.modules.decoding.runner import ModelRunner
 from effllm.modules.decoding.sampling import Sampling, draw
+from effllm.modules.ranges import PositiveInt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +32,8 @@ class InnerLookup:
         here that is a pass of one token.
     """
 
-    max_ngram: int = 4
-    tokens: int = 6
+    max_ngram: PositiveInt = 4
+    tokens: PositiveInt = 6
 
 
 @dataclass
@@ -45,7 +46,7 @@ class ModelDrafter:
     """
 
     runner: ModelRunner
-    vocabulary: int
+    vocabulary: PositiveInt
 
     @property
     def passes(self) -> int:
@@ -70,7 +71,7 @@ class DraftModel(ModelDrafter):
         lookup: multi-level acceleration; greedy drafts only.
     """
 
-    tokens: int = 4
+    tokens: PositiveInt = 4
     sampling: Sampling = field(default_factory=Sampling)
     lookup: InnerLookup | None = None
 

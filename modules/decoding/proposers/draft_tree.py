@@ -12,6 +12,7 @@ import torch
 
 from effllm.modules.decoding.proposers.draft import ModelDrafter
 from effllm.modules.decoding.records import Block
+from effllm.modules.ranges import PositiveInt
 
 
 @dataclass
@@ -27,7 +28,7 @@ class DraftTree(ModelDrafter):
         widths: candidates at each depth; as many passes of the draft model.
     """
 
-    widths: tuple[int, ...] = (3,)
+    widths: tuple[PositiveInt, ...] = (3,)
 
     def __post_init__(self) -> None:
         self.widths = tuple(self.widths)

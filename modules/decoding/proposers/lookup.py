@@ -8,6 +8,7 @@ import torch
 
 from effllm.modules.decoding.proposers.base import cut_after_end
 from effllm.modules.decoding.records import Block
+from effllm.modules.ranges import NonNegativeInt, PositiveInt
 
 
 class NgramIndex:
@@ -87,11 +88,11 @@ class PromptLookup:
         the earliest match and n = 4; the latest is often closer in topic (ours).
     """
 
-    max_ngram: int = 4
-    min_ngram: int = 1
-    tokens: int = 8
+    max_ngram: PositiveInt = 4
+    min_ngram: PositiveInt = 1
+    tokens: PositiveInt = 8
     prefer: Literal["earliest", "latest"] = "latest"
-    passes: int = field(default=0, init=False)
+    passes: NonNegativeInt = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_ngram <= self.max_ngram or self.tokens < 1:

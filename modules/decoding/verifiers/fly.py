@@ -18,6 +18,7 @@ from torch import Tensor
 from effllm.modules.decoding.records import Block, Decision
 from effllm.modules.decoding.sampling import Sampling, best_tokens
 from effllm.modules.decoding.verifiers.chain import ChainTest
+from effllm.modules.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 Measure = Literal["top", "normalized"]
 Window = Literal["full", "official"]
@@ -44,10 +45,10 @@ class Fly:
         exact even with the gate shut; here the gate shut means exact sampling.
     """
 
-    threshold: float = 0.3
-    window: int = 6
+    threshold: NonNegativeFloat = 0.3
+    window: NonNegativeInt = 6
     measure: Measure = "top"
-    top_tokens: int = 3
+    top_tokens: PositiveInt = 3
     window_check: Window = "full"
     protected: frozenset[int] = frozenset()
     sampling: Sampling = field(default_factory=Sampling)

@@ -8,6 +8,7 @@ from torch import Tensor
 from effllm.modules.decoding.records import Block, Decision
 from effllm.modules.decoding.sampling import Sampling
 from effllm.modules.decoding.verifiers.chain import ChainTest
+from effllm.modules.ranges import NonNegativeFloat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,7 @@ class Margin:
         ratio of logits, which changes when a constant is added to them; this does not.
     """
 
-    margin: float = 0.3
+    margin: NonNegativeFloat = 0.3
     sampling: Sampling = field(default_factory=Sampling)
     lossless: bool = field(default=False, init=False)
 

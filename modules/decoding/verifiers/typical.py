@@ -8,6 +8,7 @@ from torch import Tensor
 from effllm.modules.decoding.records import Block, Decision
 from effllm.modules.decoding.sampling import Sampling, draw
 from effllm.modules.decoding.verifiers.chain import ChainTest
+from effllm.modules.ranges import NonNegativeFloat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +26,8 @@ class Typical:
         Medusa's first token comes from its own base head.
     """
 
-    epsilon: float = 0.09
-    delta: float = 0.3
+    epsilon: NonNegativeFloat = 0.09
+    delta: NonNegativeFloat = 0.3
     sampling: Sampling = field(default_factory=Sampling)
     lossless: bool = field(default=False, init=False)
 
