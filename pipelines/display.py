@@ -12,6 +12,8 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from effllm.modules.errors import EffLLMError
+
 _PLAIN_INTERVAL_SECONDS = 30.0
 _RECENT = 12
 
@@ -85,8 +87,15 @@ class Display:
         self.line(f"{self._count()} {name:<42}           {why}")
 
     def line(self, text: str) -> None:
-        """A line above the live part."""
-        self.console.print(Text(text))
+        """A line above the live part.
+
+        Raises:
+            EffLLMError: if standard output cannot take it.
+        """
+        try:
+            self.console.print(Text(text))
+        except OSError as error:
+            raise EffLLMError(f"cannot write to standard output: {error.strerror}") from error
         self._refresh()
 
     def end(self) -> None:

@@ -14,18 +14,25 @@ import gc
 import hashlib
 import json
 import logging
-import shutil
 import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from effllm.modules.errors import ArtifactError, ConfigError, EffLLMError
 from effllm.pipelines import provenance
 from effllm.pipelines.artifacts import Artifact
 from effllm.pipelines.display import Display
-from effllm.pipelines.files import write_json
+from effllm.pipelines.files import (
+    iterate_files,
+    make_folder,
+    remove,
+    replace_synced,
+    sync,
+    write_json,
+)
 from effllm.pipelines.graph import (
     ARTIFACT_PREFIX,
     Instance,
@@ -33,9 +40,10 @@ from effllm.pipelines.graph import (
     load_stage,
 )
 from effllm.pipelines.identity import canonical_json
+from effllm.pipelines.interrupts import raise_if_asked
 from effllm.pipelines.planning import Options, plan_statuses, stale_instances
 from effllm.pipelines.stage import PROGRESS_FOLDER, Many, Metrics, Stage, StageContext
-from effllm.pipelines.store import Store
+from effllm.pipelines.store import Store, live_run
 from effllm.pipelines.tracking import Logger, StageLabels
 
 log = logging.getLogger("effllm")
@@ -44,6 +52,8 @@ log = logging.getLogger("effllm")
 CANNOT_WRITE = (
     errno.ENOSPC,
     errno.EDQUOT,
+    errno.EFBIG,
+    errno.EIO,
     errno.EROFS,
     errno.EACCES,
     errno.EPERM,
@@ -92,11 +102,15 @@ class Run:
             EffLLMError: the first failure, with `on_error=stop`; otherwise after all else is done.
         """
         self.store.require_writable()
-        statuses = plan_statuses(self.instances, self.store, self.options)
+        with live_run(self.folder) as self.folder:
+            with self.store.registering():  # from here on `effllm gc` keeps what is needed
+                statuses = plan_statuses(self.instances, self.store, self.options)
+                self.outcomes = {name: Outcome(status) for name, status in statuses.items()}
+                self._write_run_file()
+            return self._execute_needed(statuses)
+
+    def _execute_needed(self, statuses: Mapping[str, str]) -> dict[str, Outcome]:
         needed = [one for one in self.instances if statuses[one.name] == "run"]
-        for instance in self.instances:
-            status = statuses[instance.name]
-            self.outcomes[instance.name] = Outcome("hit" if status == "hit" else status)
         self._warn_of_other_code()
         for instance in needed:  # whatever is missing outside shows before any work is done
             for source in instance.cls.SOURCES:
@@ -106,6 +120,7 @@ class Run:
         failures: list[str] = []
         try:
             for instance in needed:
+                raise_if_asked()
                 broken = [p for p in instance.parents if self._failed(p)]
                 if broken:
                     self.outcomes[instance.name] = Outcome("skipped", error=f"needs {broken[0]}")
@@ -128,7 +143,7 @@ class Run:
         self._write_run_file()
         self._link_artifacts()
         if failures:
-            raise EffLLMError(f"{len(failures)} stages failed: {'; '.join(failures)}")
+            raise EffLLMError("\n".join(failures))
         return self.outcomes
 
     def _failed(self, name: str) -> bool:
@@ -172,6 +187,9 @@ class Run:
             except EffLLMError as error:
                 self.outcomes[instance.name] = Outcome("failed", error=str(error))
                 raise
+            discarded = store.discard_unusable(instance.stage, instance.digest)
+            if discarded:
+                self.display.line(f"note: {instance.name}: {discarded}")
             work = store.work(instance.stage, instance.digest)
             resumed = prepare_work(work, instance, _payload_digest(inputs))
             self._execute(instance, stage, inputs, work, resumed)
@@ -226,14 +244,22 @@ class Run:
             warnings.append(message)
             self.display.line(f"warning: {instance.name}: {message}")
 
+        def record(metrics: Mapping[str, Any], step: int | None = None) -> None:
+            raise_if_asked()
+            tracker.log(metrics, step)
+
+        def progress(done: int, total: int, unit: str) -> None:
+            raise_if_asked()
+            self.display.progress(done, total, unit)
+
         ctx = StageContext(
             instance=instance.name,
             inputs=inputs,
             workdir=work,
             device=self.options.device,
             seed=int(instance.config.get("seed", 0)),
-            log=lambda metrics, step=None: tracker.log(metrics, step),
-            progress=self.display.progress,
+            log=record,
+            progress=progress,
             warn=warn,
             device_map=self.options.device_map,
         )
@@ -279,12 +305,9 @@ class Run:
             _record_error(work, error)
             self.display.fail(instance.name, seconds)
             tracker.finish({}, None, 130 if isinstance(error, KeyboardInterrupt) else 1)
-            reason = _why_it_cannot_write(error)
+            reason = why_it_cannot_write(error, work)
             if reason:
-                raise ArtifactError(
-                    f"cannot write to {work.name}: {reason}; free some space or choose another "
-                    "folder with paths.outputs=…, then run again: it resumes"
-                ) from error
+                raise ArtifactError(f"{reason}, then run again: it resumes") from error
             raise
         tracker.finish(metrics, published, 0)
         self.outcomes[instance.name] = Outcome("resumed" if resumed else "ran", seconds, metrics)
@@ -301,10 +324,9 @@ class Run:
             }
             for one in self.instances
         }
-        self.folder.mkdir(parents=True, exist_ok=True)
         partial = self.folder / "run.json.partial"
         write_json(partial, {**self.labels, "stages": stages})
-        partial.replace(self.folder / "run.json")
+        replace_synced(partial, self.folder / "run.json")
 
     def _link_artifacts(self) -> None:
         links = self.folder / "artifacts"
@@ -356,9 +378,11 @@ def prepare_work(work: Path, instance: Instance, inputs: str) -> bool:
         for path in work.iterdir():
             if path == progress and same:
                 continue
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-    work.mkdir(parents=True, exist_ok=True)
+            remove(path)
+    make_folder(work)
+    sync(work)  # other progress is gone before the record says whose progress this is
     write_json(record, wanted)
+    sync(record)
     return progress.is_dir() and any(progress.iterdir())
 
 
@@ -380,12 +404,27 @@ def _record_error(work: Path, error: BaseException) -> None:
         log.warning("could not write error.json")
 
 
-def _why_it_cannot_write(error: BaseException) -> str | None:
-    """The reason, if an error is that of a full or read-only disk."""
+def why_it_cannot_write(error: BaseException, work: Path) -> str | None:
+    """File, reason and remedy, if an error is that of a full or read-only disk.
+
+    Args:
+        error: of a stage.
+        work: its work folder; libraries that name no file were writing the newest one there.
+    """
     from safetensors import SafetensorError
 
+    file: Path | None
     if isinstance(error, OSError) and error.errno in CANNOT_WRITE:
-        return error.strerror or str(error)
-    if isinstance(error, SafetensorError) and "serializ" in str(error) and "os error" in str(error):
-        return str(error)  # safetensors writes files without Python's own errors
-    return None
+        file, reason = error.filename and Path(error.filename), error.strerror
+    elif isinstance(error, SafetensorError) and "os error" in str(error):
+        file, reason = None, str(error)  # safetensors does not raise Python's own errors
+    else:
+        return None
+    if file is None:
+        file = max(iterate_files(work), key=lambda path: path.stat().st_mtime_ns, default=work)
+    if work in file.parents:
+        file = Path(work.name, file.relative_to(work))
+        remedy = "free some space or choose another folder with paths.outputs=…"
+    else:
+        remedy = "see that it can be written and read"
+    return f"{file}: {reason}; {remedy}"

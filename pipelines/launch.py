@@ -26,6 +26,7 @@ from effllm.pipelines import schema
 from effllm.pipelines.artifacts import Report
 from effllm.pipelines.display import Display
 from effllm.pipelines.executor import CANNOT_WRITE, Outcome, Run
+from effllm.pipelines.files import make_folder, remove, sync
 from effllm.pipelines.graph import Instance, build_graph
 from effllm.pipelines.memory import keep_freed_memory
 from effllm.pipelines.planning import Options, plan_statuses
@@ -45,9 +46,12 @@ def run_command(arguments: Sequence[str]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of being printed by Hydra
     schema.register()
     failures: list[EffLLMError] = []
+    begun = False
 
     @hydra.main(version_base="1.3", config_path=CONF_DIR, config_name="config")
     def task(config: DictConfig) -> float | None:
+        nonlocal begun
+        begun = True
         job = HydraConfig.get()
         try:
             return execute(config, Path(job.runtime.output_dir))
@@ -63,11 +67,11 @@ def run_command(arguments: Sequence[str]) -> int:
     except (HydraException, OmegaConfBaseException) as error:
         raise _one_line(error) from error
     except OSError as error:  # Hydra makes the run folder before we are asked
-        if error.errno not in CANNOT_WRITE:
+        if begun and error.errno not in CANNOT_WRITE:
             raise
         raise ArtifactError(
-            f"cannot write to {error.filename} ({error.strerror}); free some space or choose "
-            "another folder with paths.outputs=…"
+            f"{error.filename}: {error.strerror}; see that it can be written to, or choose another "
+            "folder with paths.outputs=…"
         ) from error
     if failures:
         raise failures[0]
@@ -174,14 +178,19 @@ def publish_report(store: Store, instance: Instance, sections: dict[str, Any]) -
     name = f"{sections['paper']}-{sections['scale']}"
     if sections["seed"]:
         name += f"-seed{sections['seed']}"
-    source, final = store.folder(instance.stage, instance.digest), store.root / "reports" / name
-    partial = final.with_name(f".{name}-{os.getpid()}")
-    (store.root / "locks").mkdir(exist_ok=True)
-    with FileLock(store.root / "locks" / f"report-{name}.lock"):  # two equal runs may end at once
+    source, final = store.open(instance.stage, instance.digest).path, store.root / "reports" / name
+    partial = store.root / "work" / f"report-{name}"
+    # Two equal runs may end at once; the folder is garbage when nobody holds the lock of its name.
+    with FileLock(store.root / "locks" / f"{partial.name}.lock"):
+        if partial.exists():
+            remove(partial)
         shutil.copytree(source, partial)
+        for path in partial.rglob("*"):
+            sync(path)
+        make_folder(final.parent)
         if final.exists():
-            shutil.rmtree(final)
-        partial.rename(final)
+            remove(final)
+        shutil.move(partial, final)
     return final / "index.html"
 
 
@@ -222,6 +231,16 @@ def _objective(
     return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
 
 
+class _RunLog(logging.FileHandler):
+    """A log that says on one line when it cannot be written, instead of tracebacks."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Say it once, and log no more."""
+        reason = sys.exc_info()[1]
+        print(f"warning: {self.baseFilename}: {reason}; nothing more is logged", file=sys.stderr)
+        logging.getLogger("effllm").removeHandler(self)
+
+
 def _log_to(folder: Path) -> None:
     """Write our log to `run.log` of the run folder; libraries stay silent on the terminal."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -229,7 +248,7 @@ def _log_to(folder: Path) -> None:
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
         handler.close()
-    handler = logging.FileHandler(folder / "run.log")
+    handler = _RunLog(folder / "run.log", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
