@@ -53,10 +53,10 @@ def main(arguments: Sequence[str]) -> int:
     interrupts.listen()
     try:
         code = _run_verb([one for one in arguments if one != "--traceback"])
-        sys.stdout.flush()  # a full disk shows here, or when nobody can be told any more
+        sys.stdout.flush()  # at exit nobody could be told of a full disk
         return code
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        _forget_output()
+        _give_up_output()
         return 0
     except KeyboardInterrupt:
         print("interrupted; the same command resumes", file=sys.stderr)
@@ -64,10 +64,10 @@ def main(arguments: Sequence[str]) -> int:
     except Exception as error:  # noqa: BLE001 - the last place where it can be told
         if traceback:
             sys.excepthook(*sys.exc_info())
+        if isinstance(error, OSError) and error.filename is None and _give_up_output():
+            error = EffLLMError(f"cannot write to standard output: {error.strerror}")
         for line in _lines(error):
             print(f"{type(error).__name__}: {line}", file=sys.stderr)
-        if isinstance(error, OSError):  # it may be standard output that cannot be written to
-            _forget_output()
         return 1
 
 
@@ -116,12 +116,14 @@ def _lines(error: Exception) -> list[str]:
     return [f"{' '.join(lines[:1]) or 'no message'} (unexpected; {rest})"]
 
 
-def _forget_output() -> None:
-    """Let Python's own flush at the end have nothing to complain about."""
+def _give_up_output() -> bool:
+    """Whether standard output takes nothing more; then Python's own flush at exit meets no error."""
     try:
-        sys.stdout.flush()
+        print(flush=True)
+        return False
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
 
 
 class _Parser(argparse.ArgumentParser):

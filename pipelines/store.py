@@ -222,6 +222,7 @@ class Store:
         for name in NOT_PAYLOAD:
             if os.path.lexists(work / name):
                 remove(work / name)
+        sync(work)  # or a power cut would bring some of it back
         final = self.folder(stage, digest)
         make_folder(final.parent)
         if os.path.lexists(final):
