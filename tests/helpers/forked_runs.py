@@ -1,6 +1,6 @@
 """Runs of toy stages in forked children, so that torch is imported once for hundreds of them.
 
-`python forked_runs.py kills|signals|race FOLDER` does what the function of that name says, and
+`python forked_runs.py kills|signals|finalizer|race FOLDER` does what the function of that name says, and
 prints what came of it as one JSON object.
 """
 
@@ -11,6 +11,7 @@ import random
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 
 from rich.console import Console
@@ -46,17 +47,17 @@ def pipeline(folder):
 def execute(folder, **options):
     """Run all of it; the exit code of the command line."""
     interrupts.listen()
-    store = Store(folder / "outputs")
-    run = Run(
-        instances=build_graph(pipeline(folder), store),
-        store=store,
-        folder=store.root / "runs" / "toy",
-        labels={"paper": "toy", "scale": "smoke"},
-        logger=NoLogger(),
-        display=Display(Console(file=(folder / "printed").open("a"))),
-        options=Options(**options),
-    )
     try:
+        store = Store(folder / "outputs")
+        run = Run(
+            instances=build_graph(pipeline(folder), store),
+            store=store,
+            folder=store.root / "runs" / "toy",
+            labels={"paper": "toy", "scale": "smoke"},
+            logger=NoLogger(),
+            display=Display(Console(file=(folder / "printed").open("a"))),
+            options=Options(**options),
+        )
         run.execute()
     except KeyboardInterrupt:
         return 130
@@ -70,6 +71,8 @@ def child(action):
         code = 1
         try:
             code = action()
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(code)
     return number
@@ -124,12 +127,12 @@ def payloads(folder):
     return found
 
 
-def kills(folder):
-    """SIGKILL in front of every single change of the disk, each followed by a run to the end."""
+def kills(folder, step=4):
+    """SIGKILL in front of every n-th change of the disk, each followed by a run to the end."""
     expected = reference(folder)
-    place, died = 0, True
+    moments, died = 0, True
     while died:
-        place += 1
+        moments, place = moments + 1, 1 + moments * step
         here = folder / str(place)
         here.mkdir()
 
@@ -140,18 +143,18 @@ def kills(folder):
         died = wait(child(killed)) == -signal.SIGKILL
         payloads(here)
         finish(here, expected)
-    return {"moments": place - 1}
+    return {"moments": moments - 1}
 
 
 def signals(folder):
     """SIGTERM and SIGINT at random lines, until the run gets through; nothing is lost or left."""
     expected = reference(folder)
     draws, codes = random.Random(0), []
-    for attempt in range(40):
+    for attempt in range(24):
         here = folder / str(attempt)
         here.mkdir()
         signum = draws.choice([signal.SIGTERM, signal.SIGINT])
-        place = draws.randrange(1, 2500)
+        place = draws.randrange(1, 5500)
 
         def interrupted(here=here, signum=signum, place=place):
             at_line(place, lambda: signal.raise_signal(signum))
@@ -235,4 +238,5 @@ def finish(folder, expected):
 if __name__ == "__main__":
     import torch  # noqa: F401 - here, so that no child imports it
 
+    os.fsync = lambda descriptor: None  # it slows this down, and nobody cuts the power here
     print(json.dumps(globals()[sys.argv[1]](Path(sys.argv[2]))))
