@@ -117,7 +117,7 @@ def _lines(error: Exception) -> list[str]:
 
 
 def _give_up_output() -> bool:
-    """Whether standard output takes nothing more; then Python's own flush at exit meets no error."""
+    """Whether standard output takes nothing more; Python's own flush at exit then finds nothing."""
     try:
         print(flush=True)
         return False

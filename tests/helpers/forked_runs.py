@@ -1,7 +1,7 @@
 """Runs of toy stages in forked children, so that torch is imported once for hundreds of them.
 
-`python forked_runs.py kills|signals|finalizer|race FOLDER` does what the function of that name says, and
-prints what came of it as one JSON object.
+`python forked_runs.py kills|signals|finalizer|race FOLDER` does what the function of that name
+says, and prints what came of it as one JSON object.
 """
 
 import gc
@@ -71,7 +71,7 @@ def child(action):
         code = 1
         try:
             code = action()
-        except BaseException:
+        except BaseException:  # noqa: BLE001 - nobody else sees it
             traceback.print_exc()
         finally:
             os._exit(code)

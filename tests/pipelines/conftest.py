@@ -12,7 +12,6 @@ from effllm.pipelines.planning import Options
 from effllm.pipelines.store import Store
 from effllm.pipelines.tracking import NoLogger
 
-
 gc.freeze()  # every stage ends with a collection, and torch has many objects that stay
 
 
