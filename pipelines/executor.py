@@ -14,8 +14,11 @@ import gc
 import hashlib
 import json
 import logging
+import os
+import re
 import sys
 import time
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +29,6 @@ from effllm.pipelines import provenance
 from effllm.pipelines.artifacts import Artifact
 from effllm.pipelines.display import Display
 from effllm.pipelines.files import (
-    iterate_files,
     make_folder,
     remove,
     replace_synced,
@@ -302,10 +304,10 @@ class Run:
         except BaseException as error:
             seconds = time.perf_counter() - clock
             self.outcomes[instance.name] = Outcome("failed", seconds, {}, str(error))
+            reason = why_it_cannot_write(error, work)
             _record_error(work, error)
             self.display.fail(instance.name, seconds)
             tracker.finish({}, None, 130 if isinstance(error, KeyboardInterrupt) else 1)
-            reason = why_it_cannot_write(error, work)
             if reason:
                 raise ArtifactError(f"{reason}, then run again: it resumes") from error
             raise
@@ -409,22 +411,27 @@ def why_it_cannot_write(error: BaseException, work: Path) -> str | None:
 
     Args:
         error: of a stage.
-        work: its work folder; libraries that name no file were writing the newest one there.
+        work: its work folder.
     """
-    from safetensors import SafetensorError
-
-    file: Path | None
-    if isinstance(error, OSError) and error.errno in CANNOT_WRITE:
-        file, reason = error.filename and Path(error.filename), error.strerror
-    elif isinstance(error, SafetensorError) and "os error" in str(error):
-        file, reason = None, str(error)  # safetensors does not raise Python's own errors
-    else:
+    code = re.search(r"\(os error (\d+)\)", str(error))  # Rust's libraries have errors of their own
+    number = error.errno if isinstance(error, OSError) else int(code[1]) if code else None
+    if number not in CANNOT_WRITE:
         return None
-    if file is None:
-        file = max(iterate_files(work), key=lambda path: path.stat().st_mtime_ns, default=work)
-    if work in file.parents:
-        file = Path(work.name, file.relative_to(work))
-        remedy = "free some space or choose another folder with paths.outputs=…"
-    else:
-        remedy = "see that it can be written and read"
-    return f"{file}: {reason}; {remedy}"
+    named = error.filename if isinstance(error, OSError) else None
+    file = Path(named) if named else _file_in_hand(error, work)
+    if file != work and work not in file.parents:
+        return f"{file}: {os.strerror(number)}; see that it can be read and written"
+    return (
+        f"{file.relative_to(work.parent)}: {os.strerror(number)}; free some space or choose "
+        "another folder with paths.outputs=…"
+    )
+
+
+def _file_in_hand(error: BaseException, folder: Path) -> Path:
+    """The file below a folder that the innermost call was about: few libraries name it."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    for frame in reversed(frames):
+        for value in frame.f_locals.values():
+            if isinstance(value, str | Path) and folder in Path(value).parents:
+                return Path(value)
+    return folder

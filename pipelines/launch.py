@@ -21,7 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from effllm.modules.errors import ArtifactError, ConfigError, EffLLMError
+from effllm.modules.errors import ArtifactError, ConfigError
 from effllm.pipelines import schema
 from effllm.pipelines.artifacts import Report
 from effllm.pipelines.display import Display
@@ -45,7 +45,7 @@ def run_command(arguments: Sequence[str]) -> int:
     sys.argv = [sys.argv[0], *arguments]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of being printed by Hydra
     schema.register()
-    failures: list[EffLLMError] = []
+    failures: list[Exception] = []
     begun = False
 
     @hydra.main(version_base="1.3", config_path=CONF_DIR, config_name="config")
@@ -55,7 +55,7 @@ def run_command(arguments: Sequence[str]) -> int:
         job = HydraConfig.get()
         try:
             return execute(config, Path(job.runtime.output_dir))
-        except EffLLMError as error:
+        except Exception as error:
             if job.mode == RunMode.MULTIRUN:  # the launcher must know, it may be another process
                 raise
             failures.append(error)  # Hydra would print a line of its own in front of it
@@ -67,14 +67,13 @@ def run_command(arguments: Sequence[str]) -> int:
     except (HydraException, OmegaConfBaseException) as error:
         raise _one_line(error) from error
     except OSError as error:  # Hydra makes the run folder before we are asked
-        if begun and error.errno not in CANNOT_WRITE:
+        if begun:
             raise
-        raise ArtifactError(
-            f"{error.filename}: {error.strerror}; see that it can be written to, or choose another "
-            "folder with paths.outputs=…"
-        ) from error
-    if failures:
-        raise failures[0]
+        raise _cannot_write(error) from error
+    for failure in failures:
+        if isinstance(failure, OSError) and failure.errno in CANNOT_WRITE:
+            raise _cannot_write(failure) from failure
+        raise failure
     return 0
 
 
@@ -265,6 +264,13 @@ def quieten_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("LMEVAL_LOG_LEVEL", "ERROR")
     warnings.filterwarnings("ignore", module=r"lightning\..*")
+
+
+def _cannot_write(error: OSError) -> ArtifactError:
+    return ArtifactError(
+        f"{error.filename or 'outputs'}: {error.strerror}; see that it can be written to, or "
+        "choose another folder with paths.outputs=…"
+    )
 
 
 def _refuse_unknown_options(arguments: Sequence[str]) -> None:
