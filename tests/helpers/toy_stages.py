@@ -70,6 +70,18 @@ class Collect(Stage):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Tensors(Stage):
+    """A file of tensors."""
+
+    def run(self, ctx):
+        import torch
+        from safetensors.torch import save_file
+
+        save_file({"ones": torch.ones(2)}, ctx.workdir / "tensors.safetensors")
+        return {}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Stepwise(Stage):
     """Adds one number per step and stores progress; dies at a step if a file `<fault>` exists.
 
