@@ -50,7 +50,7 @@ def _load(source: str, flags: tuple[str, ...]) -> ctypes.CDLL:
         return ctypes.CDLL(str(library))
     except (OSError, RuntimeError) as error:  # no home, a home that cannot be written, a full disk
         raise NoCompilerError(
-            f"{error}; set XDG_CACHE_HOME to a folder for compiled code"
+            f"{error}; XDG_CACHE_HOME names the folder for compiled code"
         ) from error
 
 
