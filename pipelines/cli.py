@@ -11,10 +11,11 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from effllm import __version__
-from effllm.modules.errors import ConfigError, EffLLMError
+from effllm.modules.errors import ArtifactError, ConfigError, EffLLMError
 from effllm.pipelines import interrupts
 
 USAGE = """\
@@ -50,25 +51,27 @@ def main(arguments: Sequence[str]) -> int:
     Whatever goes wrong is told on standard error, one line per problem.
     """
     traceback = "--traceback" in arguments
-    interrupts.listen()
-    try:
-        code = _run_verb([one for one in arguments if one != "--traceback"])
-        sys.stdout.flush()  # at exit nobody could be told of a full disk
-        return code
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        _give_up_output()
-        return 0
-    except KeyboardInterrupt:
-        print("interrupted; the same command resumes", file=sys.stderr)
-        return 130
-    except Exception as error:  # noqa: BLE001 - the last place where it can be told
-        if traceback:
-            sys.excepthook(*sys.exc_info())
-        if isinstance(error, OSError) and error.filename is None and _give_up_output():
-            error = EffLLMError(f"cannot write to standard output: {error.strerror}")
-        for line in _lines(error):
-            print(f"{type(error).__name__}: {line}", file=sys.stderr)
-        return 1
+    with interrupts.listening():
+        try:
+            code = _run_verb([one for one in arguments if one != "--traceback"])
+            sys.stdout.flush()  # at exit nobody could be told of a full disk
+            return code
+        except BrokenPipeError:  # the reader, such as `head`, has seen enough
+            _give_up_output()
+            return 0
+        except KeyboardInterrupt:
+            return _interrupted()
+        except Exception as error:  # noqa: BLE001 - the last place where it can be told
+            if interrupts.asked():  # some imports make an error of their own of it
+                return _interrupted()
+            if traceback:
+                sys.excepthook(*sys.exc_info())
+            if isinstance(error, OSError) and error.filename is None and _output_is_full():
+                error = EffLLMError(f"cannot write to standard output: {error.strerror}")
+            _give_up_output()
+            for line in _lines(error):
+                print(f"{type(error).__name__}: {line}", file=sys.stderr)
+            return 1
 
 
 def _run_verb(arguments: list[str]) -> int:
@@ -100,7 +103,10 @@ def _run_verb(arguments: list[str]) -> int:
     parser.add_argument("--outputs", default="outputs", help="output folder (default: outputs)")
     parser.add_argument("--json", action="store_true", help="print JSON for scripts")
     inspect_store.add_arguments(verb, parser)
-    return handler(parser.parse_args(rest))
+    options = parser.parse_args(rest)
+    if options.outputs != parser.get_default("outputs") and not Path(options.outputs).is_dir():
+        raise ArtifactError(f"--outputs {options.outputs}: there is no such folder")
+    return handler(options)
 
 
 def _lines(error: Exception) -> list[str]:
@@ -116,14 +122,25 @@ def _lines(error: Exception) -> list[str]:
     return [f"{' '.join(lines[:1]) or 'no message'} (unexpected; {rest})"]
 
 
-def _give_up_output() -> bool:
-    """Whether standard output takes nothing more; Python's own flush at exit then finds nothing."""
+def _interrupted() -> int:
+    print("interrupted; the same command resumes", file=sys.stderr)
+    return 130
+
+
+def _output_is_full() -> bool:
     try:
         print(flush=True)
         return False
     except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return True
+
+
+def _give_up_output() -> None:
+    """Let Python's own flush at exit meet no error, if standard output takes nothing more."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class _Parser(argparse.ArgumentParser):

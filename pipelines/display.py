@@ -18,11 +18,17 @@ _PLAIN_INTERVAL_SECONDS = 30.0
 _RECENT = 12
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Rich would end the program without a word; raises what it has just caught."""
+        raise
+
+
 class Display:
     """Shows which stages ran, which one runs now and how far it is."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(file=sys.stdout, highlight=False, soft_wrap=True)
+        self.console = console or _Console(file=sys.stdout, highlight=False, soft_wrap=True)
         self.live: Live | None = None
         self.position = self.total = 0
         self._last_plain = 0.0

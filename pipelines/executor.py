@@ -422,8 +422,8 @@ def why_it_cannot_write(error: BaseException, work: Path) -> str | None:
     if file != work and work not in file.parents:
         return f"{file}: {os.strerror(number)}; see that it can be read and written"
     return (
-        f"{file.relative_to(work.parent)}: {os.strerror(number)}; free some space or choose "
-        "another folder with paths.outputs=…"
+        f"cannot write {file.relative_to(work.parent)}: {os.strerror(number)}; free some space or "
+        "choose another folder with paths.outputs=…"
     )
 
 

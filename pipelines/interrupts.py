@@ -5,6 +5,8 @@ remembers that it was called, and whoever can stop safely asks for it.
 """
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 
@@ -18,17 +20,28 @@ class _Handler:
         raise KeyboardInterrupt
 
 
-def listen() -> None:
+@contextmanager
+def listening() -> Iterator[None]:
     """Turn SIGTERM and SIGINT into KeyboardInterrupt; what is ignored (`nohup`) stays ignored."""
     handler = _Handler()
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        if signal.getsignal(signum) is not signal.SIG_IGN:
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)}
+    for signum, found in before.items():
+        if found is not signal.SIG_IGN:
             signal.signal(signum, handler)
+    try:
+        yield
+    finally:
+        for signum, found in before.items():
+            signal.signal(signum, found)
+
+
+def asked() -> bool:
+    """Whether a signal came while `listening`."""
+    handlers = [signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)]
+    return any(isinstance(handler, _Handler) and handler.asked for handler in handlers)
 
 
 def raise_if_asked() -> None:
-    """Raise the KeyboardInterrupt that a signal asked for, though it was lost since `listen`."""
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        handler = signal.getsignal(signum)
-        if isinstance(handler, _Handler) and handler.asked:
-            raise KeyboardInterrupt
+    """Raise the KeyboardInterrupt that a signal asked for, if it was lost on the way."""
+    if asked():
+        raise KeyboardInterrupt

@@ -165,6 +165,10 @@ def execute(config: DictConfig, folder: Path) -> float | None:
         display=Display(),
         options=_options(sections, device=sections["trainer"]["device"]),
     )
+    if (store.root / "runs").resolve() not in folder.resolve().parents:
+        run.display.line(
+            f"note: {folder} is not below {store.root}/runs: effllm gc will not know of this run"
+        )
     outcomes = run.execute()
     for one in instances:
         if issubclass(one.cls.OUTPUT, Report) and outcomes[one.name].status != "not needed":

@@ -160,11 +160,25 @@ class StageContext:
         replace_synced(partial, final)
 
     def load_rows(self) -> list[dict[str, Any]]:
-        """Rows stored before an interruption; empty at the first attempt."""
+        """Rows stored before an interruption; empty at the first attempt.
+
+        Raises:
+            ArtifactError: if the file cannot be read.
+        """
         file = self.progress_dir / ROWS_FILE
         if not file.is_file():
             return []
-        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        try:
+            with file.open(encoding="utf-8") as lines:
+                return [json.loads(line) for line in lines]
+        except ValueError as error:
+            raise self._damaged(file) from error
+
+    def _damaged(self, file: Path) -> ArtifactError:
+        return ArtifactError(
+            f"{self.instance}: progress file {file.name} is damaged; delete the folder "
+            f"{self.workdir.name} below outputs/work and run again"
+        )
 
     def keep_progress(self, name: str, filename: str) -> None:
         """Make a stored progress file part of the result, without moving it away."""
@@ -185,7 +199,4 @@ class StageContext:
         try:
             return load_file(file)
         except SafetensorError as error:
-            raise ArtifactError(
-                f"{self.instance}: progress file {file.name} is damaged; "
-                f"delete the folder {self.workdir.name} below outputs/work and run again"
-            ) from error
+            raise self._damaged(file) from error

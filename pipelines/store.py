@@ -130,10 +130,10 @@ class Store:
             ArtifactError: names the folder and the option that chooses another.
         """
         try:
-            make_folder(self.root / "locks")
-            make_folder(self.root / "work")
-            with tempfile.TemporaryFile(dir=self.root / "locks"):
-                pass
+            for folder in (self.root / "locks", self.root / "work", self.artifacts):
+                make_folder(folder)
+                with tempfile.TemporaryFile(dir=folder):
+                    pass
             device = (self.root / "work").stat().st_dev
             places = [self.artifacts, self.root / "trash", *self.artifacts.glob("*")]
             elsewhere = [path for path in places if path.exists() and path.stat().st_dev != device]
@@ -195,6 +195,8 @@ class Store:
         ]
         manifest["outputs"] = {}
         for file in payload:
+            if file.is_symlink():
+                raise ArtifactError(f"{work.name}/{file.name} is a link: results hold files only")
             mode = stat.S_IMODE(file.stat().st_mode)
             if mode | readable != mode:  # libraries make files that their owner alone can read
                 file.chmod(mode | readable)

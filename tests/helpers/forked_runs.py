@@ -44,9 +44,9 @@ def pipeline(folder):
     }
 
 
+@interrupts.listening()
 def execute(folder, **options):
     """Run all of it; the exit code of the command line."""
-    interrupts.listen()
     try:
         store = Store(folder / "outputs")
         run = Run(
@@ -195,7 +195,7 @@ def race(folder):
     """Six equal runs at once while garbage is collected: each stage is computed by one of them."""
     expected = reference(folder)
     here = folder / "race"
-    here.mkdir()
+    (here / "outputs").mkdir(parents=True)
     start = time.monotonic() + 0.2
 
     def one():

@@ -1,6 +1,7 @@
 """Whatever goes wrong is one line on standard error, and exit code 1."""
 
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -57,6 +58,24 @@ def test_an_unknown_verb_is_one_line(capsys):
     assert line == "ConfigError: unknown verb 'dance'; see effllm --help"
 
 
+def test_a_folder_that_does_not_exist_holds_no_sound_results(capsys, tmp_path):
+    assert main(["verify", "--outputs", str(tmp_path / "mistyped")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"ArtifactError: --outputs {tmp_path}/mistyped: there is no such folder"
+
+
+def test_an_interruption_that_a_library_made_an_error_of_is_one(monkeypatch, capsys):
+    def wrapped(options):
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt as error:
+            raise ImportError("initialisation failed") from error
+
+    monkeypatch.setitem(inspect_store.VERBS, "ls", wrapped)
+    assert main(["ls"]) == 130
+    assert capsys.readouterr().err == "interrupted; the same command resumes\n"
+
+
 def effllm(*arguments, **options):
     return subprocess.run(
         [sys.executable, "-c", VERB, *arguments],
@@ -74,6 +93,17 @@ def test_a_full_standard_output_is_one_line():
     assert done.returncode == 1
     expected = "EffLLMError: cannot write to standard output: No space left on device"
     assert done.stderr.splitlines() == [expected]
+
+
+def test_a_reader_that_goes_away_stops_a_run_with_one_line(tmp_path):
+    """Not with exit code 0: the work is not done."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    run = ["run", "paper=sds", "scale=smoke", f"paths.outputs={tmp_path}", "logger=none"]
+    done = effllm(*run, "execute.until=heldout", stdout=writer)
+    os.close(writer)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == ["EffLLMError: cannot write to standard output: Broken pipe"]
 
 
 @pytest.mark.skipif(not os.path.exists("/proc"), reason="no /proc")

@@ -9,6 +9,7 @@ from toy_stages import manifest_of
 from effllm.modules.errors import ArtifactError
 from effllm.pipelines.cli import main
 from effllm.pipelines.graph import build_graph
+from effllm.pipelines.stage import StageContext
 from effllm.pipelines.store import verify_payload
 
 
@@ -157,6 +158,29 @@ def test_a_file_at_the_place_of_a_result_is_moved_away(pipeline, execute, store)
     assert execute({"count": pipeline["count"]}) == {"count": "hit"}
     assert execute({"count": pipeline["count"]}, refresh=("count",)) == {"count": "ran"}
     assert not place.is_symlink() and (place.with_name("elsewhere") / "numbers.json").is_file()
+
+
+def test_a_link_is_refused_as_part_of_a_result(store, pipeline, tmp_path):
+    """What it names may go away, and its checksum would say nothing of it."""
+    (count,) = build_graph({"count": pipeline["count"]}, store)
+    work = store.work(count.stage, count.digest)
+    work.mkdir(parents=True)
+    (tmp_path / "numbers.json").write_text("[]")
+    (work / "numbers.json").symlink_to(tmp_path / "numbers.json")
+    with pytest.raises(ArtifactError, match=r"/numbers\.json is a link"):
+        store.publish(work, manifest_of(count))
+
+
+def test_progress_with_any_text_is_read_as_it_was_written(tmp_path):
+    context = StageContext(
+        instance="a", inputs={}, workdir=tmp_path, device="cpu", seed=0, log=print, progress=print
+    )
+    rows = [{"text": "one\u2028line\x85still\nnext"}, {"text": "two"}]
+    context.save_rows(rows)
+    assert context.load_rows() == rows
+    (tmp_path / "progress" / "rows.jsonl").write_bytes(bytes(40))
+    with pytest.raises(ArtifactError, match="progress file rows.jsonl is damaged; delete"):
+        context.load_rows()
 
 
 def test_a_manifest_from_the_future_does_not_hide_an_edit(pipeline, execute, store):

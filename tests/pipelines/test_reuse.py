@@ -185,7 +185,7 @@ def test_a_disk_that_fills_up_under_tensors_is_named_too(stepwise, execute, monk
 
     with monkeypatch.context() as patch:
         patch.setattr(safetensors.torch, "save_file", full)
-        with pytest.raises(ArtifactError, match="No space left on device .*; free some space"):
+        with pytest.raises(ArtifactError, match=r"/step-2\.partial: No space left on device;"):
             execute(pipeline)
     assert execute(pipeline) == {"long": "resumed"}
 
@@ -201,7 +201,7 @@ def test_an_error_is_not_hidden_by_a_run_file_that_cannot_be_written(
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Run, "_write_run_file", full)
-    with pytest.raises(ArtifactError, match="long: cannot write to stepwise-"):
+    with pytest.raises(ArtifactError, match="long: cannot write stepwise-"):
         execute(pipeline)
 
 
