@@ -29,7 +29,8 @@ def load_library(source: str) -> ctypes.CDLL:
         source: file name in this folder.
 
     Raises:
-        NoCompilerError: without a compiler, or with the compiler's first complaint.
+        NoCompilerError: without a compiler, with the compiler's first complaint, or where the
+            library cannot be kept.
     """
     return _load(source, _FLAGS)
 
@@ -42,13 +43,15 @@ def _load(source: str, flags: tuple[str, ...]) -> ctypes.CDLL:
     compiler = shutil.which(os.environ.get("CXX") or "c++")
     if compiler is None:
         raise NoCompilerError("no C++ compiler found; install g++, or name one in CXX")
-    library = _place(source, compiler, flags)
-    if not library.is_file():
-        _compile(_FOLDER / source, compiler, flags, library)
     try:
+        library = _place(source, compiler, flags)
+        if not library.is_file():
+            _compile(_FOLDER / source, compiler, flags, library)
         return ctypes.CDLL(str(library))
-    except OSError as error:
-        raise NoCompilerError(f"{library}: {error}") from error
+    except (OSError, RuntimeError) as error:  # no home, a home that cannot be written, a full disk
+        raise NoCompilerError(
+            f"{error}; XDG_CACHE_HOME names the folder for compiled code"
+        ) from error
 
 
 def _place(source: str, compiler: str, flags: tuple[str, ...]) -> Path:
@@ -69,6 +72,8 @@ def _compile(source: Path, compiler: str, flags: tuple[str, ...], library: Path)
         if done.returncode:
             complaint = next((x for x in done.stderr.splitlines() if "error" in x), done.stderr)
             raise NoCompilerError(f"{compiler} cannot build {source.name}: {complaint.strip()}")
+        with built.open("rb") as written:
+            os.fsync(written.fileno())  # or a power cut leaves an empty library for ever
         built.replace(library)
 
 

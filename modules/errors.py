@@ -2,7 +2,7 @@
 
 Every failure that a user can cause or repair is one of these. The message names the stage, layer
 or file, what was expected, what was found, and the next step. The command line prints them on one
-line and exits with 1; anything else is a defect and keeps its traceback.
+line each and exits with 1; anything else is a defect, and its traceback is in the run's log.
 """
 
 

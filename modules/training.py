@@ -1,6 +1,7 @@
 """Training with Lightning: a checkpoint after every epoch, and going on from the last one."""
 
 import logging
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -99,6 +100,8 @@ class _SaveEveryEpoch(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         partial = self.path.with_suffix(".partial")
         trainer.save_checkpoint(partial)
+        with partial.open("rb") as written:
+            os.fsync(written.fileno())  # or a power cut leaves an empty file under the final name
         partial.replace(self.path)
 
 

@@ -7,15 +7,16 @@ the store. Nothing here imports torch, so help and plans appear at once.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
-import signal
 import sys
 from collections.abc import Sequence
-from types import FrameType
+from pathlib import Path
 from typing import NoReturn
 
 from effllm import __version__
-from effllm.modules.errors import ConfigError, EffLLMError
+from effllm.modules.errors import ArtifactError, ConfigError, EffLLMError
+from effllm.pipelines import interrupts
 
 USAGE = """\
 effllm <verb> [options]
@@ -32,7 +33,8 @@ effllm <verb> [options]
   doctor               check this machine and what is installed
   report  [NAME]       list reports, or print one
 
-REF is [STAGE/]DIGEST-PREFIX. Options that several verbs take: --outputs DIR, --json.
+REF is [STAGE/]DIGEST-PREFIX. Options that several verbs take: --outputs DIR, --json. With
+--traceback an error shows where it arose.
 Configuration groups and papers: effllm run --help. Exit codes: 0 done, 1 failed,
 130 interrupted (the same command resumes).
 """
@@ -44,55 +46,104 @@ def entry() -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run one verb; the exit code."""
+    """Run one verb; the exit code.
+
+    Whatever goes wrong is told on standard error, one line per problem.
+    """
+    traceback = "--traceback" in arguments
+    with interrupts.listening():
+        try:
+            code = _run_verb([one for one in arguments if one != "--traceback"])
+            sys.stdout.flush()  # at exit nobody could be told of a full disk
+            return code
+        except BrokenPipeError:  # the reader, such as `head`, has seen enough
+            _give_up_output()
+            return 0
+        except KeyboardInterrupt:
+            return _interrupted()
+        except Exception as error:  # noqa: BLE001 - the last place where it can be told
+            if interrupts.asked():  # some imports make an error of their own of it
+                return _interrupted()
+            if traceback:
+                sys.excepthook(*sys.exc_info())
+            if isinstance(error, OSError) and error.filename is None and _output_is_full():
+                error = EffLLMError(f"cannot write to standard output: {error.strerror}")
+            _give_up_output()
+            for line in _lines(error):
+                print(f"{type(error).__name__}: {line}", file=sys.stderr)
+            return 1
+
+
+def _run_verb(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
         return 0
     if arguments[0] == "--version":
         print(__version__)
         return 0
-    verb, rest = arguments[0], list(arguments[1:])
-    signal.signal(signal.SIGTERM, _interrupt)
+    verb, rest = arguments[0], arguments[1:]
+    if verb == "run":
+        from effllm.pipelines.launch import run_command
+
+        return run_command(rest)
+    if verb == "plan":
+        from effllm.pipelines.launch import plan_command
+
+        return plan_command(rest)
+    if verb == "generate":
+        from effllm.pipelines.generate import generate_command
+
+        return generate_command(rest)
+    from effllm.pipelines import inspect_store
+
+    handler = inspect_store.VERBS.get(verb)
+    if handler is None:
+        raise ConfigError(f"unknown verb {verb!r}; see effllm --help")
+    parser = _Parser(prog=f"effllm {verb}", description=handler.__doc__)
+    parser.add_argument("--outputs", default="outputs", help="output folder (default: outputs)")
+    parser.add_argument("--json", action="store_true", help="print JSON for scripts")
+    inspect_store.add_arguments(verb, parser)
+    options = parser.parse_args(rest)
+    if options.outputs != parser.get_default("outputs") and not Path(options.outputs).is_dir():
+        raise ArtifactError(f"--outputs {options.outputs}: there is no such folder")
+    return handler(options)
+
+
+def _lines(error: Exception) -> list[str]:
+    """What a person is told: of our errors all lines, of others the first and where the rest is."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if isinstance(error, EffLLMError):
+        return lines
+    handlers = logging.getLogger("effllm").handlers
+    file = next((one.baseFilename for one in handlers if isinstance(one, logging.FileHandler)), "")
+    if file:
+        logging.getLogger("effllm").error("unexpected error", exc_info=error)
+    rest = f"the full traceback is in {file}" if file else "--traceback shows where it arose"
+    return [f"{' '.join(lines[:1]) or 'no message'} (unexpected; {rest})"]
+
+
+def _interrupted() -> int:
+    print("interrupted; the same command resumes", file=sys.stderr)
+    return 130
+
+
+def _output_is_full() -> bool:
     try:
-        if verb == "run":
-            from effllm.pipelines.launch import run_command
+        print(flush=True)
+        return False
+    except OSError:
+        return True
 
-            return run_command(rest)
-        if verb == "plan":
-            from effllm.pipelines.launch import plan_command
 
-            return plan_command(rest)
-        if verb == "generate":
-            from effllm.pipelines.generate import generate_command
-
-            return generate_command(rest)
-        from effllm.pipelines import inspect_store
-
-        handler = inspect_store.VERBS.get(verb)
-        if handler is None:
-            print(f"effllm: unknown verb {verb!r}; see effllm --help", file=sys.stderr)
-            return 1
-        parser = _Parser(prog=f"effllm {verb}", description=handler.__doc__)
-        parser.add_argument("--outputs", default="outputs", help="output folder (default: outputs)")
-        parser.add_argument("--json", action="store_true", help="print JSON for scripts")
-        inspect_store.add_arguments(verb, parser)
-        return handler(parser.parse_args(rest))
-    except EffLLMError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 1
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+def _give_up_output() -> None:
+    """Let Python's own flush at exit meet no error, if standard output takes nothing more."""
+    try:
+        sys.stdout.flush()
+    except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except KeyboardInterrupt:
-        print("interrupted; the same command resumes", file=sys.stderr)
-        return 130
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One line and exit code 1, as for every other error."""
         raise ConfigError(f"{self.prog}: {message}; see {self.prog} --help")
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

@@ -12,15 +12,23 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from effllm.modules.errors import EffLLMError
+
 _PLAIN_INTERVAL_SECONDS = 30.0
 _RECENT = 12
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Rich would end the program without a word; raises what it has just caught."""
+        raise
 
 
 class Display:
     """Shows which stages ran, which one runs now and how far it is."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(file=sys.stdout, highlight=False, soft_wrap=True)
+        self.console = console or _Console(file=sys.stdout, highlight=False, soft_wrap=True)
         self.live: Live | None = None
         self.position = self.total = 0
         self._last_plain = 0.0
@@ -85,8 +93,15 @@ class Display:
         self.line(f"{self._count()} {name:<42}           {why}")
 
     def line(self, text: str) -> None:
-        """A line above the live part."""
-        self.console.print(Text(text))
+        """A line above the live part.
+
+        Raises:
+            EffLLMError: if standard output cannot take it.
+        """
+        try:
+            self.console.print(Text(text))
+        except OSError as error:
+            raise EffLLMError(f"cannot write to standard output: {error.strerror}") from error
         self._refresh()
 
     def end(self) -> None:

@@ -14,19 +14,28 @@ import gc
 import hashlib
 import json
 import logging
-import shutil
+import os
+import re
 import sys
 import time
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from effllm.modules.errors import ArtifactError, ConfigError, EffLLMError
 from effllm.pipelines import provenance
 from effllm.pipelines.artifacts import Artifact
 from effllm.pipelines.building import construct, one_a_line
 from effllm.pipelines.display import Display
-from effllm.pipelines.files import write_json
+from effllm.pipelines.files import (
+    make_folder,
+    remove,
+    replace_synced,
+    sync,
+    write_json,
+)
 from effllm.pipelines.graph import (
     ARTIFACT_PREFIX,
     Instance,
@@ -35,9 +44,10 @@ from effllm.pipelines.graph import (
     load_stage,
 )
 from effllm.pipelines.identity import canonical_json
+from effllm.pipelines.interrupts import raise_if_asked
 from effllm.pipelines.planning import Options, plan_statuses, stale_instances
 from effllm.pipelines.stage import PROGRESS_FOLDER, Many, Metrics, Stage, StageContext
-from effllm.pipelines.store import Store
+from effllm.pipelines.store import Store, live_run
 from effllm.pipelines.tracking import Logger, StageLabels
 
 log = logging.getLogger("effllm")
@@ -46,6 +56,8 @@ log = logging.getLogger("effllm")
 CANNOT_WRITE = (
     errno.ENOSPC,
     errno.EDQUOT,
+    errno.EFBIG,
+    errno.EIO,
     errno.EROFS,
     errno.EACCES,
     errno.EPERM,
@@ -94,11 +106,15 @@ class Run:
             EffLLMError: the first failure, with `on_error=stop`; otherwise after all else is done.
         """
         self.store.require_writable()
-        statuses = plan_statuses(self.instances, self.store, self.options)
+        with live_run(self.folder) as self.folder:
+            with self.store.registering():  # from here on `effllm gc` keeps what is needed
+                statuses = plan_statuses(self.instances, self.store, self.options)
+                self.outcomes = {name: Outcome(status) for name, status in statuses.items()}
+                self._write_run_file()
+            return self._execute_needed(statuses)
+
+    def _execute_needed(self, statuses: Mapping[str, str]) -> dict[str, Outcome]:
         needed = [one for one in self.instances if statuses[one.name] == "run"]
-        for instance in self.instances:
-            status = statuses[instance.name]
-            self.outcomes[instance.name] = Outcome("hit" if status == "hit" else status)
         self._warn_of_other_code()
         for instance in needed:  # whatever is missing outside shows before any work is done
             for source in instance.cls.SOURCES:
@@ -108,6 +124,7 @@ class Run:
         failures: list[str] = []
         try:
             for instance in needed:
+                raise_if_asked()
                 broken = [p for p in instance.parents if self._failed(p)]
                 if broken:
                     self.outcomes[instance.name] = Outcome("skipped", error=f"needs {broken[0]}")
@@ -130,7 +147,7 @@ class Run:
         self._write_run_file()
         self._link_artifacts()
         if failures:
-            raise EffLLMError(f"{len(failures)} stages failed: {'; '.join(failures)}")
+            raise EffLLMError("\n".join(failures))
         return self.outcomes
 
     def _failed(self, name: str) -> bool:
@@ -174,6 +191,9 @@ class Run:
             except EffLLMError as error:
                 self.outcomes[instance.name] = Outcome("failed", error=str(error))
                 raise
+            discarded = store.discard_unusable(instance.stage, instance.digest)
+            if discarded:
+                self.display.line(f"note: {instance.name}: {discarded}")
             work = store.work(instance.stage, instance.digest)
             resumed = prepare_work(work, instance, _payload_digest(inputs))
             self._execute(instance, stage, inputs, work, resumed)
@@ -228,14 +248,22 @@ class Run:
             warnings.append(message)
             self.display.line(f"warning: {instance.name}: {message}")
 
+        def record(metrics: Mapping[str, Any], step: int | None = None) -> None:
+            raise_if_asked()
+            tracker.log(metrics, step)
+
+        def progress(done: int, total: int, unit: str) -> None:
+            raise_if_asked()
+            self.display.progress(done, total, unit)
+
         ctx = StageContext(
             instance=instance.name,
             inputs=inputs,
             workdir=work,
             device=self.options.device,
             seed=int(instance.config.get("seed", 0)),
-            log=lambda metrics, step=None: tracker.log(metrics, step),
-            progress=self.display.progress,
+            log=record,
+            progress=progress,
             warn=warn,
             device_map=self.options.device_map,
         )
@@ -278,15 +306,12 @@ class Run:
         except BaseException as error:
             seconds = time.perf_counter() - clock
             self.outcomes[instance.name] = Outcome("failed", seconds, {}, str(error))
+            reason = why_it_cannot_write(error, work)
             _record_error(work, error)
             self.display.fail(instance.name, seconds)
             tracker.finish({}, None, 130 if isinstance(error, KeyboardInterrupt) else 1)
-            reason = _why_it_cannot_write(error)
             if reason:
-                raise ArtifactError(
-                    f"cannot write to {work.name}: {reason}; free some space or choose another "
-                    "folder with paths.outputs=…, then run again: it resumes"
-                ) from error
+                raise ArtifactError(f"{reason}, then run again: it resumes") from error
             raise
         tracker.finish(metrics, published, 0)
         self.outcomes[instance.name] = Outcome("resumed" if resumed else "ran", seconds, metrics)
@@ -303,10 +328,9 @@ class Run:
             }
             for one in self.instances
         }
-        self.folder.mkdir(parents=True, exist_ok=True)
         partial = self.folder / "run.json.partial"
         write_json(partial, {**self.labels, "stages": stages})
-        partial.replace(self.folder / "run.json")
+        replace_synced(partial, self.folder / "run.json")
 
     def _link_artifacts(self) -> None:
         links = self.folder / "artifacts"
@@ -363,9 +387,11 @@ def prepare_work(work: Path, instance: Instance, inputs: str) -> bool:
         for path in work.iterdir():
             if path == progress and same:
                 continue
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-    work.mkdir(parents=True, exist_ok=True)
+            remove(path)
+    make_folder(work)
+    sync(work)  # other progress is gone before the record says whose progress this is
     write_json(record, wanted)
+    sync(record)
     return progress.is_dir() and any(progress.iterdir())
 
 
@@ -387,12 +413,32 @@ def _record_error(work: Path, error: BaseException) -> None:
         log.warning("could not write error.json")
 
 
-def _why_it_cannot_write(error: BaseException) -> str | None:
-    """The reason, if an error is that of a full or read-only disk."""
-    from safetensors import SafetensorError
+def why_it_cannot_write(error: BaseException, work: Path) -> str | None:
+    """File, reason and remedy, if an error is that of a full or read-only disk.
 
-    if isinstance(error, OSError) and error.errno in CANNOT_WRITE:
-        return error.strerror or str(error)
-    if isinstance(error, SafetensorError) and "serializ" in str(error) and "os error" in str(error):
-        return str(error)  # safetensors writes files without Python's own errors
-    return None
+    Args:
+        error: of a stage.
+        work: its work folder.
+    """
+    code = re.search(r"\(os error (\d+)\)", str(error))  # Rust's libraries have errors of their own
+    number = error.errno if isinstance(error, OSError) else int(code[1]) if code else None
+    if number not in CANNOT_WRITE:
+        return None
+    named = error.filename if isinstance(error, OSError) else None
+    file = Path(named) if named else _file_in_hand(error, work)
+    if file != work and work not in file.parents:
+        return f"{file}: {os.strerror(number)}; see that it can be read and written"
+    return (
+        f"cannot write {file.relative_to(work.parent)}: {os.strerror(number)}; free some space or "
+        "choose another folder with paths.outputs=…"
+    )
+
+
+def _file_in_hand(error: BaseException, folder: Path) -> Path:
+    """The file below a folder that the innermost call was about: few libraries name it."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    for frame in reversed(frames):
+        for value in frame.f_locals.values():
+            if isinstance(value, str | Path) and folder in Path(value).parents:
+                return Path(value)
+    return folder

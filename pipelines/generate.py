@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from effllm.modules.errors import ConfigError
 from effllm.pipelines.artifacts import Checkpoint
 from effllm.pipelines.graph import build_graph
+from effllm.pipelines.interrupts import raise_if_asked
 from effllm.pipelines.launch import compose, quieten_libraries
 from effllm.pipelines.memory import keep_freed_memory
 from effllm.pipelines.store import Store
@@ -66,11 +67,16 @@ def generate_command(arguments: Sequence[str]) -> int:
     prompt = encode_prompt(
         tokenizer, settings["prompt"], chat=settings["chat"], system=settings["system"]
     )
+
+    def show(piece: str) -> None:
+        raise_if_asked()
+        print(piece, end="", flush=True)
+
     found = session.generate(
         prompt,
         settings["max_new_tokens"],
         seed=settings["seed"],
-        on_text=lambda piece: print(piece, end="", flush=True),
+        on_text=show,
     )
     print()
     print(summary(found, len(prompt), session.verifier.lossless), file=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import os
@@ -15,7 +16,9 @@ from typing import Any
 
 from effllm.modules.errors import ArtifactError, EffLLMError
 from effllm.pipelines import provenance
-from effllm.pipelines.store import Store, verify_payload
+from effllm.pipelines.files import remove
+from effllm.pipelines.identity import DIGEST_LENGTH
+from effllm.pipelines.store import RUN_LOCK, Store, is_held, usable_manifest, verify_payload
 
 
 def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
@@ -36,8 +39,9 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
 
 def list_results(options: argparse.Namespace) -> int:
     """List stored results: stage/digest, the instance that made it, size, seconds, metrics."""
-    rows = []
-    for _, manifest in Store(Path(options.outputs)).manifests():
+    store, rows, usable = Store(Path(options.outputs)), [], 0
+    for _, manifest in store.manifests():
+        usable += 1
         if options.stage in (None, manifest["stage"]):
             rows.append(
                 {
@@ -56,6 +60,8 @@ def list_results(options: argparse.Namespace) -> int:
         size, seconds = row["bytes"] / 1e6, row["seconds"]
         print(f"{row['ref']:<38} {row['instance']:<40} {size:8.1f} MB {seconds:8.1f} s  {metrics}")
     print(f"{len(rows)} results, {sum(row['bytes'] for row in rows) / 1e9:.2f} GB")
+    if len(store.folders()) > usable:
+        print(f"{len(store.folders()) - usable} folders that are no results: effllm verify")
     return 0
 
 
@@ -104,12 +110,13 @@ def diff_results(options: argparse.Namespace) -> int:
 def verify_results(options: argparse.Namespace) -> int:
     """Check stored files against their checksums; exit code 1 and the file's name if one fails."""
     store = Store(Path(options.outputs))
-    chosen = [store.find(ref) for ref in options.ref] if options.ref else list(store.manifests())
+    chosen = [store.find(ref)[0] for ref in options.ref] if options.ref else store.folders()
     failures = {}
-    for folder, manifest in chosen:
-        problems = verify_payload(folder, manifest)
+    for folder in chosen:
+        manifest, why = usable_manifest(folder, folder.parent.name, folder.name)
+        problems = [why] if manifest is None else verify_payload(folder, manifest)
         if problems:
-            failures[f"{manifest['stage']}/{manifest['digest'][:12]}"] = problems
+            failures[f"{folder.parent.name}/{folder.name}"] = problems
     if options.json:
         print(json.dumps({"checked": len(chosen), "damaged": failures}, indent=1))
     else:
@@ -125,25 +132,17 @@ def collect_garbage(options: argparse.Namespace) -> int:
     A run that is no longer wanted is forgotten by deleting its folder below outputs/runs.
     """
     store = Store(Path(options.outputs))
-    kept = set()
-    for file in store.root.glob("runs/**/run.json"):
-        stages = json.loads(file.read_text(encoding="utf-8"))["stages"]
-        kept |= {f"{one['stage']}/{one['digest'][:12]}" for one in stages.values()}
-    doomed = [
-        folder
-        for folder in store.artifacts.glob("*/*")
-        if f"{folder.parent.name}/{folder.name}" not in kept
-    ]
-    doomed += [*store.root.glob("work/*"), *store.root.glob("trash/*")]
-    sizes = {folder: _folder_size(folder) for folder in sorted(doomed)}
+    sizes = {}
+    # A run says under the same lock what it needs: it takes up nothing that is being removed.
+    with store.registering() if options.yes else contextlib.nullcontext():
+        for path in _garbage(store):
+            sizes[path] = _size_on_disk(path)
+            if options.yes and path.parent.name != "trash":  # a kill leaves nothing half removed
+                store.to_trash(path)
     if options.yes:
-        for folder in sizes:
-            stage, _, digest = folder.name.rpartition("-")
-            if folder.parent.name == "work":
-                with store.lock(stage, digest):  # waits for a running stage to finish
-                    shutil.rmtree(folder, ignore_errors=True)
-            else:
-                shutil.rmtree(folder)
+        for path in store.root.glob("trash/*"):
+            with contextlib.suppress(FileNotFoundError):  # its owner removes it as well
+                remove(path)
     if options.json:
         rows = {str(folder.relative_to(store.root)): size for folder, size in sizes.items()}
         print(json.dumps({"removed": options.yes, "bytes": rows}, indent=1))
@@ -153,6 +152,31 @@ def collect_garbage(options: argparse.Namespace) -> int:
     action = "removed" if options.yes else "would be removed by --yes"
     print(f"{len(sizes)} folders, {sum(sizes.values()) / 1e9:.2f} GB {action}")
     return 0
+
+
+def _garbage(store: Store) -> list[Path]:
+    """Results that no run refers to, work of no living run, and the trash."""
+    kept, living = set(), set()
+    for file in store.root.glob("runs/**/run.json"):
+        try:
+            stages = json.loads(file.read_text(encoding="utf-8"))["stages"].values()
+            needed = {(stage["stage"], stage["digest"][:DIGEST_LENGTH]) for stage in stages}
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise ArtifactError(
+                f"{file} cannot be read, so it is not known which results its run needs: give the "
+                "command of the run again if they are wanted, then delete that folder"
+            ) from error
+        kept |= needed
+        if is_held(file.parent / RUN_LOCK):
+            living |= needed
+    doomed = [one for one in store.folders() if (one.parent.name, one.name) not in kept]
+    doomed += [
+        folder
+        for folder in sorted(store.root.glob("work/*"))
+        if tuple(folder.name.rsplit("-", 1)) not in living
+        and not is_held(store.root / "locks" / f"{folder.name}.lock")
+    ]
+    return [*doomed, *sorted(store.root.glob("trash/*"))]
 
 
 def check_machine(options: argparse.Namespace) -> int:
@@ -244,5 +268,9 @@ def _size(manifest: Mapping[str, Any]) -> int:
     return sum(entry["bytes"] for entry in manifest["outputs"].values())
 
 
-def _folder_size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+def _size_on_disk(path: Path) -> int:
+    size = 0
+    for file in [path, *path.rglob("*")]:
+        with contextlib.suppress(FileNotFoundError):  # somebody else removes it at this moment
+            size += file.lstat().st_size if not file.is_dir() else 0
+    return size

@@ -23,12 +23,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from effllm.modules.errors import ArtifactError, ConfigError, EffLLMError
+from effllm.modules.errors import ArtifactError, ConfigError
 from effllm.pipelines import schema
 from effllm.pipelines.artifacts import Report
 from effllm.pipelines.building import build, faults, one_a_line, suggestion
 from effllm.pipelines.display import Display
 from effllm.pipelines.executor import CANNOT_WRITE, Run
+from effllm.pipelines.files import make_folder, remove, sync
 from effllm.pipelines.graph import Instance, build_graph
 from effllm.pipelines.memory import keep_freed_memory
 from effllm.pipelines.planning import Options, plan_statuses
@@ -48,14 +49,17 @@ def run_command(arguments: Sequence[str]) -> int:
     sys.argv = [sys.argv[0], *arguments]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of being printed by Hydra
     schema.register()
-    failures: list[EffLLMError] = []
+    failures: list[Exception] = []
+    begun = False
 
     @hydra.main(version_base="1.3", config_path=CONF_DIR, config_name="config")
     def task(config: DictConfig) -> float | None:
+        nonlocal begun
+        begun = True
         job = HydraConfig.get()
         try:
             return execute(config, Path(job.runtime.output_dir))
-        except EffLLMError as error:
+        except Exception as error:
             if job.mode == RunMode.MULTIRUN:  # the launcher must know, it may be another process
                 raise
             failures.append(error)  # Hydra would print a line of its own in front of it
@@ -67,14 +71,13 @@ def run_command(arguments: Sequence[str]) -> int:
     except (HydraException, OmegaConfBaseException) as error:
         raise _explained(error, arguments) from error
     except OSError as error:  # Hydra makes the run folder before we are asked
-        if error.errno not in CANNOT_WRITE:
+        if begun:
             raise
-        raise ArtifactError(
-            f"cannot write to {error.filename} ({error.strerror}); free some space or choose "
-            "another folder with paths.outputs=…"
-        ) from error
-    if failures:
-        raise failures[0]
+        raise _cannot_write(error) from error
+    for failure in failures:
+        if isinstance(failure, OSError) and failure.errno in CANNOT_WRITE:
+            raise _cannot_write(failure) from failure
+        raise failure
     return 0
 
 
@@ -194,6 +197,10 @@ def execute(config: DictConfig, folder: Path) -> float | None:
         display=Display(),
         options=_options(sections, device=sections["trainer"]["device"]),
     )
+    if (store.root / "runs").resolve() not in folder.resolve().parents:
+        run.display.line(
+            f"note: {folder} is not below {store.root}/runs: effllm gc will not know of this run"
+        )
     outcomes = run.execute()
     for one in instances:
         if issubclass(one.cls.OUTPUT, Report) and outcomes[one.name].status != "not needed":
@@ -206,14 +213,19 @@ def publish_report(store: Store, instance: Instance, sections: dict[str, Any]) -
     name = f"{sections['paper']}-{sections['scale']}"
     if sections["seed"]:
         name += f"-seed{sections['seed']}"
-    source, final = store.folder(instance.stage, instance.digest), store.root / "reports" / name
-    partial = final.with_name(f".{name}-{os.getpid()}")
-    (store.root / "locks").mkdir(exist_ok=True)
-    with FileLock(store.root / "locks" / f"report-{name}.lock"):  # two equal runs may end at once
+    source, final = store.open(instance.stage, instance.digest).path, store.root / "reports" / name
+    partial = store.root / "work" / f"report-{name}"
+    # Two equal runs may end at once; the folder is garbage when nobody holds the lock of its name.
+    with FileLock(store.root / "locks" / f"{partial.name}.lock"):
+        if partial.exists():
+            remove(partial)
         shutil.copytree(source, partial)
+        for path in partial.rglob("*"):
+            sync(path)
+        make_folder(final.parent)
         if final.exists():
-            shutil.rmtree(final)
-        partial.rename(final)
+            remove(final)
+        shutil.move(partial, final)
     return final / "index.html"
 
 
@@ -273,6 +285,16 @@ def _objective(wanted: str | None, instances: list[Instance], store: Store) -> f
     return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
 
 
+class _RunLog(logging.FileHandler):
+    """A log that says on one line when it cannot be written, instead of tracebacks."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Say it once, and log no more."""
+        reason = sys.exc_info()[1]
+        print(f"warning: {self.baseFilename}: {reason}; nothing more is logged", file=sys.stderr)
+        logging.getLogger("effllm").removeHandler(self)
+
+
 def _log_to(folder: Path) -> None:
     """Write our log to `run.log` of the run folder; libraries stay silent on the terminal."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -280,7 +302,7 @@ def _log_to(folder: Path) -> None:
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
         handler.close()
-    handler = logging.FileHandler(folder / "run.log")
+    handler = _RunLog(folder / "run.log", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
@@ -297,6 +319,13 @@ def quieten_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("LMEVAL_LOG_LEVEL", "ERROR")
     warnings.filterwarnings("ignore", module=r"lightning\..*")
+
+
+def _cannot_write(error: OSError) -> ArtifactError:
+    return ArtifactError(
+        f"{error.filename or 'outputs'}: {error.strerror}; see that it can be written to, or "
+        "choose another folder with paths.outputs=…"
+    )
 
 
 def _refuse_unknown_options(arguments: Sequence[str]) -> None:

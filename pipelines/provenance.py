@@ -49,6 +49,7 @@ def environment(device: str) -> dict[str, Any]:
     }
 
 
+@cache
 def package_version(name: str) -> str | None:
     """Installed version of a package, or None."""
     try:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from effllm.modules.errors import ArtifactError
 from effllm.pipelines.artifacts import Artifact
-from effllm.pipelines.files import link_or_copy, write_rows
+from effllm.pipelines.files import link_or_copy, replace_synced, write_rows
 
 if TYPE_CHECKING:
     import torch
@@ -141,27 +141,44 @@ class StageContext:
         return folder
 
     def save_progress(self, name: str, tensors: dict[str, torch.Tensor]) -> None:
-        """Store tensors under a name, atomically: after a kill the file is whole or absent."""
+        """Store tensors under a name, atomically: the file is whole or absent, whatever happens."""
         from safetensors.torch import save_file
 
         final = self.progress_dir / f"{name}.safetensors"
         partial = final.with_suffix(".partial")
+        partial.touch()
+        mode = partial.stat().st_mode  # of a new file here; safetensors' own are their owner's only
         save_file({key: value.contiguous() for key, value in tensors.items()}, partial)
-        partial.replace(final)
+        partial.chmod(mode)
+        replace_synced(partial, final)
 
     def save_rows(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Store finished rows, atomically: after a kill they are all there or as they were."""
+        """Store finished rows, atomically: they are all there or as they were before."""
         final = self.progress_dir / ROWS_FILE
         partial = final.with_suffix(".partial")
         write_rows(partial, rows)
-        partial.replace(final)
+        replace_synced(partial, final)
 
     def load_rows(self) -> list[dict[str, Any]]:
-        """Rows stored before an interruption; empty at the first attempt."""
+        """Rows stored before an interruption; empty at the first attempt.
+
+        Raises:
+            ArtifactError: if the file cannot be read.
+        """
         file = self.progress_dir / ROWS_FILE
         if not file.is_file():
             return []
-        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        try:
+            with file.open(encoding="utf-8") as lines:
+                return [json.loads(line) for line in lines]
+        except ValueError as error:
+            raise self._damaged(file) from error
+
+    def _damaged(self, file: Path) -> ArtifactError:
+        return ArtifactError(
+            f"{self.instance}: progress file {file.name} is damaged; delete the folder "
+            f"{self.workdir.name} below outputs/work and run again"
+        )
 
     def keep_progress(self, name: str, filename: str) -> None:
         """Make a stored progress file part of the result, without moving it away."""
@@ -182,7 +199,4 @@ class StageContext:
         try:
             return load_file(file)
         except SafetensorError as error:
-            raise ArtifactError(
-                f"{self.instance}: progress file {file.name} is damaged; "
-                f"delete the folder {self.workdir.name} below outputs/work and run again"
-            ) from error
+            raise self._damaged(file) from error

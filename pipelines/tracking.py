@@ -6,10 +6,13 @@ The store is the truth and these mirror it. One tracker lives as long as one exe
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+
+from effllm.pipelines.files import naming
 
 
 @dataclass(frozen=True)
@@ -78,13 +81,15 @@ class CsvLogger:
 
 class _CsvTracker:
     def __init__(self, path: Path) -> None:
+        self.path = path
         self.file = path.open("w", newline="", encoding="utf-8")
         self.writer = csv.writer(self.file)
         self.writer.writerow(["step", "metric", "value"])
 
     def log(self, metrics: Mapping[str, Any], step: int | None) -> None:
-        self.writer.writerows((step, name, value) for name, value in metrics.items())
-        self.file.flush()
+        with naming(self.path):
+            self.writer.writerows((step, name, value) for name, value in metrics.items())
+            self.file.flush()
 
     def finish(
         self, metrics: Mapping[str, Any], artifact: Path | None, exit_code: int
@@ -113,7 +118,11 @@ class WandbLogger:
         del run_folder
         import wandb
 
-        outputs.mkdir(parents=True, exist_ok=True)
+        folder = outputs.resolve() / "wandb"
+        folder.mkdir(parents=True, exist_ok=True)
+        # Homes cannot always be written to; the settings of `wandb login` stay where they are.
+        os.environ.setdefault("WANDB_DATA_DIR", str(folder / "data"))
+        os.environ.setdefault("WANDB_CACHE_DIR", str(folder / "cache"))
         run = wandb.init(
             project=self.project,
             entity=self.entity,

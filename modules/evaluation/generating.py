@@ -131,11 +131,15 @@ class DecodingLM(HFLM):
 
 
 def _read(stored: Path) -> dict[tuple[str, int], Answer]:
-    """Answers of an interrupted run; a last line that was cut by a kill is taken off the file."""
+    """Answers of an interrupted run; what a kill or a power cut left unreadable is taken off."""
     if not stored.is_file():
         return {}
-    whole = stored.read_text(encoding="utf-8").rpartition("\n")[0]
-    lines = whole.split("\n") if whole else []
+    lines, answers = [], []
+    for line in stored.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
+        try:
+            answers.append(Answer(**json.loads(line)))
+        except ValueError:
+            break
+        lines.append(line)
     stored.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    answers = [Answer(**json.loads(line)) for line in lines]
     return {(answer.task, answer.id): answer for answer in answers}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from effllm.modules.errors import DataError
 from effllm.modules.ranges import Dtype, PositiveInt, Seed
 from effllm.pipelines.artifacts import Allocation, Checkpoint, SupernetFiles, Windows
-from effllm.pipelines.files import write_json, write_rows
+from effllm.pipelines.files import replace_synced, write_json, write_rows
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ class SearchAllocation(Stage):
         if known is None and isinstance(budget, CostBudget):
             partial = file.with_suffix(".partial")
             write_json(partial, budget.costs)
-            partial.replace(file)  # a kill leaves the whole table or none
+            replace_synced(partial, file)  # the whole table or none
         return budget
 
     def _settled(self, rows: list[dict[str, Any]]) -> bool:

@@ -74,6 +74,18 @@ class Collect(Stage):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Tensors(Stage):
+    """A file of tensors."""
+
+    def run(self, ctx):
+        import torch
+        from safetensors.torch import save_file
+
+        save_file({"ones": torch.ones(2)}, ctx.workdir / "tensors.safetensors")
+        return {}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Stepwise(Stage):
     """Adds one number per step and stores progress; dies at a step if a file `<fault>` exists.
 
@@ -111,3 +123,17 @@ class Stepwise(Stage):
         values = [float(ctx.load_progress(f"step-{step}")["value"]) for step in range(self.steps)]
         write_json(ctx.workdir / "numbers.json", values)
         return {}
+
+
+def manifest_of(instance):
+    """A manifest for a payload that no stage has made."""
+    return {
+        "stage": instance.stage,
+        "instance": instance.name,
+        "target": instance.target,
+        "digest": instance.digest,
+        "code": {"fingerprint": instance.code},
+        "timing": {"seconds": 0.0},
+        "warnings": [],
+        **{part: {} for part in ("config", "inputs", "sources", "metrics", "env")},
+    }

@@ -1,6 +1,8 @@
+import gc
 import io
 
 import pytest
+import torch  # noqa: F401 - before the next line
 from rich.console import Console
 from toy_stages import build_graph
 
@@ -9,6 +11,8 @@ from effllm.pipelines.executor import Run
 from effllm.pipelines.planning import Options
 from effllm.pipelines.store import Store
 from effllm.pipelines.tracking import NoLogger
+
+gc.freeze()  # every stage ends with a collection, and torch has many objects that stay
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 from safetensors import SafetensorError
-from toy_stages import build_graph
+from toy_stages import build_graph, manifest_of
 
 from effllm.modules.errors import (
     ArtifactError,
@@ -184,7 +184,7 @@ def test_a_disk_that_fills_up_under_tensors_is_named_too(stepwise, execute, monk
 
     with monkeypatch.context() as patch:
         patch.setattr(safetensors.torch, "save_file", full)
-        with pytest.raises(ArtifactError, match="No space left on device .*; free some space"):
+        with pytest.raises(ArtifactError, match=r"/step-2\.partial: No space left on device;"):
             execute(pipeline)
     assert execute(pipeline) == {"long": "resumed"}
 
@@ -200,7 +200,7 @@ def test_an_error_is_not_hidden_by_a_run_file_that_cannot_be_written(
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Run, "_write_run_file", full)
-    with pytest.raises(ArtifactError, match="long: cannot write to stepwise-"):
+    with pytest.raises(ArtifactError, match="long: cannot write stepwise-"):
         execute(pipeline)
 
 
@@ -208,7 +208,7 @@ def test_continue_runs_what_does_not_depend_on_the_failure(stepwise, pipeline, e
     broken, fault = stepwise
     fault.write_text("error 0")
     broken["behind"] = {**pipeline["double"], "inputs": {"numbers": "long"}}
-    with pytest.raises(EffLLMError, match="1 stages failed: long"):
+    with pytest.raises(EffLLMError, match="^long: step 0 is not finite$"):
         execute({**broken, **pipeline}, on_error="continue")
     statuses = {name: one.status for name, one in execute.last.outcomes.items()}
     assert statuses == {"long": "failed", "behind": "skipped", **dict.fromkeys(pipeline, "ran")}
@@ -288,16 +288,7 @@ def test_two_equal_runs_share_one_computation(pipeline, execute, store, monkeypa
         work = store.work("count", count.digest)
         work.mkdir(parents=True)
         (work / "numbers.json").write_text("[1.0]")
-        store.publish(
-            work,
-            {
-                "stage": "count",
-                "digest": count.digest,
-                "instance": "count",
-                "metrics": {},
-                "code": {"fingerprint": count.code},
-            },
-        )
+        store.publish(work, manifest_of(count))
     waiter.join(timeout=30)
     assert not waiter.is_alive()
     assert execute.last.outcomes["count"].status == "hit"

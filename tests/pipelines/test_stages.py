@@ -336,9 +336,14 @@ def test_a_tokenizer_that_cannot_place_its_tokens_is_refused(execute, monkeypatc
         execute(sds_pipeline(kept=("base", "test_text", "test")))
 
 
-def test_wandb_offline_records_one_run_per_stage(pipeline, execute, store):
+def test_wandb_offline_records_one_run_per_stage(pipeline, execute, store, monkeypatch):
+    """Below the outputs alone: the home may be one that cannot be written to."""
     from effllm.pipelines.tracking import WandbLogger
 
+    monkeypatch.setenv("HOME", "/proc/nothing")
+    for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
+        monkeypatch.setenv(name, "")  # given back after the test
+        monkeypatch.delenv(name)
     execute(pipeline, logger=WandbLogger(project="effllm-test", entity=None, mode="offline"))
     runs = list((store.root / "wandb").glob("offline-run-*"))
     assert len(runs) == len(pipeline)

@@ -103,13 +103,16 @@ def test_a_special_token_stops_the_text_though_decoding_hides_it(tokenizer, tiny
     assert stopped.generate_until(asked) == [""] and stopped.answers[0].tokens == 1
 
 
-def test_finished_answers_are_taken_from_the_file(tokenizer, tiny_llama, tmp_path):
+@pytest.mark.parametrize("rest", ["cut", "zeros"])
+def test_finished_answers_are_taken_from_the_file(tokenizer, tiny_llama, tmp_path, rest):
     stored = tmp_path / "answers.jsonl"
     asked = requests(CONTEXTS)
     whole = adapter(tiny_llama, tokenizer, stored).generate_until(asked)
     lines = stored.read_text().splitlines(keepends=True)
     assert len(lines) == 3
-    stored.write_text(lines[0].replace('"text": "', '"text": "kept ') + lines[1][:20])  # a kill
+    # A kill cuts the last line; a power cut leaves zeros where lines were written.
+    tail = lines[1][:20] if rest == "cut" else "\0" * 30 + "\n" + lines[2]
+    stored.write_text(lines[0].replace('"text": "', '"text": "kept ') + tail)
     again = adapter(tiny_llama, tokenizer, stored)
     assert again.generate_until(asked) == [f"kept {whole[0]}", *whole[1:]]
     assert stored.read_text().splitlines(keepends=True)[1:] == lines[1:]

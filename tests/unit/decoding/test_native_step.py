@@ -241,6 +241,25 @@ def test_without_a_compiler_the_fallback_says_so(monkeypatch, tmp_path):
 
 
 @needs_compiler
+@pytest.mark.parametrize("home", ["a file", "unknown"])
+def test_where_nothing_can_be_kept_the_fallback_says_so(monkeypatch, tmp_path, home):
+    (tmp_path / "file").write_text("")
+    if home == "a file":
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    else:  # a user without a name or a home, as in containers
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+        monkeypatch.setattr(native.Path, "home", unknown_home)
+    native._load.cache_clear()
+    path = fast_path.speed_up(tiny_model("llama"))
+    native._load.cache_clear()
+    assert path.kind == "eager" and "XDG_CACHE_HOME names the folder" in path.reason
+
+
+def unknown_home():
+    raise RuntimeError("Could not determine home directory.")
+
+
+@needs_compiler
 def test_a_compilers_complaint_is_passed_on_and_nothing_is_left(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(native, "_FOLDER", tmp_path)

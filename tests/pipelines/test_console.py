@@ -1,0 +1,154 @@
+"""Whatever goes wrong is one line on standard error, and exit code 1."""
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from effllm.modules.errors import ConfigError
+from effllm.pipelines import inspect_store
+from effllm.pipelines.cli import main
+from effllm.pipelines.executor import Run
+
+ROOT = Path(__file__).resolve().parents[2]
+VERB = "import sys; from effllm.pipelines.cli import main; sys.exit(main(sys.argv[1:]))"
+
+
+def failing(error):
+    def fail(*arguments):
+        raise error
+
+    return fail
+
+
+def test_an_error_nobody_foresaw_is_one_line(monkeypatch, capsys):
+    monkeypatch.setitem(inspect_store.VERBS, "ls", failing(RuntimeError("first\nsecond")))
+    assert main(["ls"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "RuntimeError: first (unexpected; --traceback shows where it arose)"
+    assert main(["ls", "--traceback"]) == 1
+    told = capsys.readouterr().err.splitlines()
+    assert told[0].startswith("Traceback") and told[-1] == line
+
+
+def test_an_error_nobody_foresaw_in_a_run_is_in_its_log(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["effllm"])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.setattr(Run, "execute", failing(LookupError("no such thing")))
+    assert main(["run", "paper=sds", "scale=smoke", f"paths.outputs={tmp_path}"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    (file,) = tmp_path.glob("runs/sds/*/run.log")
+    assert line == f"LookupError: no such thing (unexpected; the full traceback is in {file})"
+    assert "test_console.py" in file.read_text() and "Traceback" in file.read_text()
+
+
+def test_several_errors_are_a_line_each(monkeypatch, capsys):
+    monkeypatch.setitem(inspect_store.VERBS, "ls", failing(ConfigError("a: 1\nb: 2")))
+    assert main(["ls"]) == 1
+    assert capsys.readouterr().err.splitlines() == ["ConfigError: a: 1", "ConfigError: b: 2"]
+
+
+def test_an_unknown_verb_is_one_line(capsys):
+    assert main(["dance"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "ConfigError: unknown verb 'dance'; see effllm --help"
+
+
+def test_a_folder_that_does_not_exist_holds_no_sound_results(capsys, tmp_path):
+    assert main(["verify", "--outputs", str(tmp_path / "mistyped")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"ArtifactError: --outputs {tmp_path}/mistyped: there is no such folder"
+
+
+def test_an_interruption_that_a_library_made_an_error_of_is_one(monkeypatch, capsys):
+    def wrapped(options):
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt as error:
+            raise ImportError("initialisation failed") from error
+
+    monkeypatch.setitem(inspect_store.VERBS, "ls", wrapped)
+    assert main(["ls"]) == 130
+    assert capsys.readouterr().err == "interrupted; the same command resumes\n"
+
+
+def effllm(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, "-c", VERB, *arguments],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+def test_a_full_standard_output_is_one_line():
+    with open("/dev/full", "w") as full:
+        done = effllm("--help", stdout=full)
+    assert done.returncode == 1
+    expected = "EffLLMError: cannot write to standard output: No space left on device"
+    assert done.stderr.splitlines() == [expected]
+
+
+def test_a_reader_that_goes_away_stops_a_run_with_one_line(tmp_path):
+    """Not with exit code 0: the work is not done."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    run = ["run", "paper=sds", "scale=smoke", f"paths.outputs={tmp_path}", "logger=none"]
+    done = effllm(*run, "execute.until=heldout", stdout=writer)
+    os.close(writer)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == ["EffLLMError: cannot write to standard output: Broken pipe"]
+
+
+@pytest.mark.skipif(not os.path.exists("/proc"), reason="no /proc")
+def test_outputs_that_cannot_be_made_are_one_line():
+    done = effllm("run", "paper=sds", "scale=smoke", "paths.outputs=/proc/effllm")
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("ArtifactError: /proc/effllm: ") and "paths.outputs=" in line
+
+
+def test_a_log_that_cannot_be_written_is_said_once(monkeypatch, capsys, tmp_path):
+    from effllm.pipelines import launch
+
+    launch._log_to(tmp_path)
+    (handler,) = launch.logging.getLogger("effllm").handlers
+    monkeypatch.setattr(handler, "format", failing(OSError(28, "No space left on device")))
+    for _ in range(3):
+        launch.logging.getLogger("effllm").info("done")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "run.log: [Errno 28] No space left on device; nothing more is logged" in line
+    handler.close()
+
+
+def test_results_can_be_read_by_whom_the_umask_lets(execute, store):
+    """Safetensors makes files that only their owner can read."""
+    before = os.umask(0o027)
+    try:
+        execute({"tensors": {"_target_": "toy_stages.Tensors"}})
+    finally:
+        os.umask(before)
+    files = [file for file in store.artifacts.rglob("*") if file.is_file()]
+    assert {file.name: stat.S_IMODE(file.stat().st_mode) for file in files} == {
+        "manifest.json": 0o640,
+        "tensors.safetensors": 0o640,
+    }
+
+
+def test_progress_can_be_read_by_whom_the_umask_lets(tmp_path, execute, store):
+    fault = tmp_path / "fault"
+    fault.write_text("error 1")
+    before = os.umask(0o007)
+    try:
+        with pytest.raises(Exception, match="step 1"):
+            execute({"long": {"_target_": "toy_stages.Stepwise", "steps": 2, "fault": str(fault)}})
+    finally:
+        os.umask(before)
+    (file,) = (store.root / "work").rglob("*.safetensors")
+    assert stat.S_IMODE(file.stat().st_mode) == 0o660
