@@ -79,7 +79,7 @@ class Checkpoint(Artifact):
         """The model in `dtype`, ready for inference, on `device` or as `device_map` spreads it."""
         from effllm.modules.structural.compact import load_any
 
-        model = load_any(self.path, dtype, device_map)
+        model = load_any(self.path, dtype, device_map, trust_remote_code=self.trusts_code)
         if device_map is None:
             model.to(device)  # type: ignore[arg-type] # its wrapper hides the method
         return model.eval()
@@ -98,12 +98,17 @@ class Checkpoint(Artifact):
         """The model's tokenizer."""
         from effllm.modules.structural.compact import load_tokenizer
 
-        return load_tokenizer(self.path)
+        return load_tokenizer(self.path, trust_remote_code=self.trusts_code)
 
     @property
     def history(self) -> list[dict[str, Any]]:
         """What was done to the model, oldest first: `{"stage": ..., ...}`."""
         return list(self.read_json(HISTORY_FILE)["history"])
+
+    @property
+    def trusts_code(self) -> bool:
+        """Whether code that came with the model may run: as was said when it was imported."""
+        return any(step.get("trust_remote_code", False) for step in self.history)
 
     def masks(self) -> dict[str, Tensor]:
         """(R, C) bool masks, True = kept, keyed `<block>.<layer>`.
