@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from effllm.modules.structural.supernet import Supernet
 
 HISTORY_FILE = "effllm.json"
+_CONTEXTS = ("max_position_embeddings", "n_positions", "max_seq_len")  # what families call it
 VOCABULARY_FILE = "draft_vocabulary.safetensors"
 
 
@@ -66,7 +67,8 @@ class Checkpoint(Artifact):
             ConfigError: if it was not, though some models would read on.
         """
         config = self.read_json("config.json")
-        limit = config.get("max_position_embeddings") or config.get("n_positions")
+        config = config.get("text_config") or config
+        limit = next((config[key] for key in _CONTEXTS if config.get(key)), None)
         if limit is not None and tokens > limit:
             raise ConfigError(
                 f"{what}: {tokens} tokens are more than the model's context of {limit}; take "

@@ -30,7 +30,7 @@ _PULL = (
     "model again"
 )
 _LARGEST_HEADER = 100_000_000  # bytes; safetensors itself reads no larger one
-_QUANTISED = re.compile(r"^(F8|F6|F4|E8M0)")
+_FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' words
 
 # What families call the same number.
 _WIDTHS = ("hidden_size", "n_embd", "d_model")
@@ -42,7 +42,7 @@ _SIZES = (
     "ffn_dim", "n_inner", "max_position_embeddings", "n_positions", "n_ctx",
 )  # fmt: skip
 _OWN_HEAD_SIZE = ("head_dim", "head_size", "d_kv", "d_head")  # endings
-_DTYPES = ("float32", "float16", "bfloat16", "float64", "auto")
+_DTYPES = ("float32", "float16", "bfloat16", "float64")
 
 
 def require_sound(folder: Path, *, safetensors_only: bool, trust_remote_code: bool) -> None:
@@ -275,7 +275,11 @@ def _tensors_problem(tensors: Mapping[str, Any], config: Mapping[str, Any]) -> s
     """Numbers of a `config.json` that no tensor of the weights bears out."""
     if not tensors:
         return "its weight files hold no tensor"
-    quantised = [name for name, entry in tensors.items() if _QUANTISED.match(entry["dtype"])]
+    quantised = [
+        name
+        for name, entry in tensors.items()
+        if name.endswith(".weight") and entry["dtype"] not in _FLOATS
+    ]
     if quantised:
         return (
             f"its weights are quantised ({quantised[0]} is {tensors[quantised[0]]['dtype']}); "

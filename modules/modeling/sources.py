@@ -22,6 +22,8 @@ _REMEDY = (
     "model=smollm2_135m"
 )
 
+_LONGEST = 300  # characters of a library's message
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -191,13 +193,15 @@ class PretrainedFolder:
 
     def _cause(self, error: Exception) -> str:
         """What went wrong and what to do, on one line."""
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        cause = f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+        words = " ".join(str(error).split()) or "no message"
+        cause = f"{type(error).__name__}: {words[:_LONGEST]}{'…' if len(words) > _LONGEST else ''}"
         if "custom code" in cause:
             return f"it comes with its own code; model.trust_remote_code=true runs it ({cause})"
+        if isinstance(error, ImportError):
+            return cause  # names what to install
         if self.path is None and isinstance(error, OSError):
             return f"{cause}; {_REMEDY}"
-        return f"{cause}; transformers cannot read these files: fetch or convert the model again"
+        return f"{cause}; mend what transformers names, or fetch or convert the model again"
 
 
 @dataclass(frozen=True, kw_only=True)

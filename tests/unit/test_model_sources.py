@@ -171,6 +171,12 @@ SEEN = {
         ),
         "quantised .* is F8_E4M3",
     ),
+    "whole numbers": (
+        lambda f: change_weights(
+            f, lambda t: t.update({k: v.to(torch.int8) for k, v in t.items()})
+        ),
+        "quantised .* is I8",
+    ),
     "an adapter": (
         lambda f: (f / "config.json").rename(f / "adapter_config.json"),
         "is an adapter .*merge it",
@@ -313,6 +319,22 @@ FOUND = {
         lambda f: change_config(f, model_type="llama9"),
         "could not be loaded.*llama9",
     ),
+    "an unknown activation": (
+        lambda f: change_config(f, hidden_act="nonsense"),
+        "could not be loaded: KeyError: 'nonsense'; mend what transformers names",
+    ),
+    "a word for a number": (
+        lambda f: change_config(f, rms_norm_eps="small"),
+        "could not be loaded: .*rms_norm_eps.*small",
+    ),
+    "settings of generation out of range": (
+        lambda f: (f / "generation_config.json").write_text('{"max_new_tokens": -1}'),
+        "could not be loaded: .*max_new_tokens",
+    ),
+    "attention that is not installed": (
+        lambda f: change_config(f, attn_implementation="flash_attention_2"),
+        "could not be loaded: ImportError: .*FlashAttention2",
+    ),
 }
 
 
@@ -451,7 +473,7 @@ def test_code_that_is_not_needed_does_not_matter(folder):
 def test_errors_of_a_models_own_code_are_one_line(folder):
     own_code(folder, "broken")  # transformers remembers classes by their kind
     (folder / "modeling_my.py").write_text("raise RuntimeError('first\\nsecond')\n")
-    with pytest.raises(DataError, match="could not be loaded: RuntimeError: first"):
+    with pytest.raises(DataError, match="could not be loaded: RuntimeError: first second"):
         source(folder, trust_remote_code=True).load()
 
 
