@@ -250,7 +250,7 @@ def _weights_problem(folder: Path, names: set[str], config: Mapping[str, Any]) -
 
 
 def _read_header(file: Path) -> tuple[str | None, dict[str, Any]]:
-    """What is wrong with a safetensors file, and its tensors' entries."""
+    """What is wrong with a safetensors file; its tensors' dtypes and shapes by name."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         start = stream.read(8)
@@ -262,7 +262,12 @@ def _read_header(file: Path) -> tuple[str | None, dict[str, Any]]:
         try:
             header = json.loads(stream.read(length))
             header.pop("__metadata__", None)
-            end = 8 + length + max((e["data_offsets"][1] for e in header.values()), default=0)
+            ends = [entry["data_offsets"][1] for entry in header.values()]
+            end = 8 + length + max(ends, default=0)
+            header = {
+                name: {"dtype": str(entry["dtype"]), "shape": tuple(entry["shape"])}
+                for name, entry in header.items()
+            }
         except (ValueError, KeyError, TypeError, AttributeError, IndexError):
             return "is no safetensors file: its header cannot be read", {}
     if size != end:

@@ -146,7 +146,7 @@ class PretrainedFolder:
         problem = listing_problem(names, self.safetensors_only) if names else None
         if problem is None:
             config = configuration_on_hub(self.name, self.revision, _REMEDY)
-            problem = config_problem(config, self.trust_remote_code, names)
+            problem = config_problem(config, self.trust_remote_code, names or None)
         if problem:
             raise DataError(f"{self._label}: {problem}")
 

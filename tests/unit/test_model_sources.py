@@ -142,6 +142,12 @@ SEEN = {
         lambda f: (f / WEIGHTS).write_bytes((5).to_bytes(8, "little") + b"[1,2]"),
         "header cannot be read",
     ),
+    "a header of other things": (
+        lambda f: (f / WEIGHTS).write_bytes(
+            (31).to_bytes(8, "little") + b'{"a": {"data_offsets": [0, 0]}}'
+        ),
+        "header cannot be read",
+    ),
     "no tensors": (
         lambda f: (f / WEIGHTS).write_bytes((2).to_bytes(8, "little") + b"{}"),
         "hold no tensor",
@@ -515,6 +521,15 @@ def test_a_model_on_the_hub_is_looked_at_before_it_is_fetched(
         return
     with pytest.raises(DataError, match=f"model owner/name: .*{message}"):
         model.check()
+
+
+def test_code_of_a_model_in_the_local_cache_is_not_missed(tmp_path, monkeypatch):
+    """The cache does not list what the repository holds."""
+    code = {"auto_map": {"AutoModelForCausalLM": "modeling_my.My"}, "model_type": "mine"}
+    _Hub([], tiny_config("llama").to_dict() | code, tmp_path, monkeypatch)
+    PretrainedFolder(name="owner/name", trust_remote_code=True).check()
+    with pytest.raises(DataError, match="its own code"):
+        PretrainedFolder(name="owner/name").check()
 
 
 def test_an_unknown_tiny_family_is_refused():
