@@ -1,11 +1,15 @@
 """Ask whether the hub can serve something before any work is done."""
 
+import json
+from pathlib import Path
+from typing import Any
+
 from effllm.modules.errors import DataError
 
 _SECONDS = 10.0
 
 
-def require_on_hub(name: str, kind: str, revision: str, remedy: str) -> None:
+def require_on_hub(name: str, kind: str, revision: str, remedy: str) -> set[str]:
     """Refuse what is neither in the local cache nor to be had from the hub.
 
     Args:
@@ -13,6 +17,9 @@ def require_on_hub(name: str, kind: str, revision: str, remedy: str) -> None:
         kind: `model` or `dataset`.
         revision: branch, tag or commit.
         remedy: what the user can do, for the message.
+
+    Returns:
+        Names of the files there; empty if the local cache serves.
 
     Raises:
         DataError: if the hub has it not, hides it, or does not answer within ten seconds.
@@ -23,11 +30,39 @@ def require_on_hub(name: str, kind: str, revision: str, remedy: str) -> None:
     if kind == "model" and isinstance(
         try_to_load_from_cache(name, "config.json", revision=revision), str
     ):
-        return
+        return set()
     try:
-        HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=_SECONDS)
+        found = HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=_SECONDS)
     except Exception as error:  # its many kinds of failure have no common base
-        raise DataError(
-            f"{kind} {name} (revision {revision}) cannot be had from the hub "
-            f"({type(error).__name__}); {remedy}"
-        ) from error
+        raise _unreachable(f"{kind} {name}", revision, error, remedy) from error
+    return {file.rfilename for file in getattr(found, "siblings", None) or []}
+
+
+def configuration_on_hub(name: str, revision: str, remedy: str) -> dict[str, Any]:
+    """Content of a model's `config.json`, from the local cache or the hub.
+
+    Args:
+        name: `owner/name`.
+        revision: branch, tag or commit.
+        remedy: what the user can do, for the message.
+
+    Raises:
+        DataError: if it cannot be had, or is no JSON object.
+    """
+    from huggingface_hub import hf_hub_download
+
+    try:
+        file = hf_hub_download(name, "config.json", revision=revision, etag_timeout=_SECONDS)
+        config: dict[str, Any] = dict(json.loads(Path(file).read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise DataError(f"model {name}: config.json is broken ({error})") from error
+    except Exception as error:  # as above
+        raise _unreachable(f"model {name}", revision, error, remedy) from error
+    return config
+
+
+def _unreachable(what: str, revision: str, error: Exception, remedy: str) -> DataError:
+    reason = type(error).__name__
+    return DataError(
+        f"{what} (revision {revision}) cannot be had from the hub ({reason}); {remedy}"
+    )

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from effllm.modules.structural.supernet import Supernet
 
 HISTORY_FILE = "effllm.json"
+_CONTEXTS = ("max_position_embeddings", "n_positions", "max_seq_len")  # what families call it
 VOCABULARY_FILE = "draft_vocabulary.safetensors"
 
 
@@ -66,7 +67,8 @@ class Checkpoint(Artifact):
             ConfigError: if it was not, though some models would read on.
         """
         config = self.read_json("config.json")
-        limit = config.get("max_position_embeddings") or config.get("n_positions")
+        config = config.get("text_config") or config
+        limit = next((config[key] for key in _CONTEXTS if config.get(key)), None)
         if limit is not None and tokens > limit:
             raise ConfigError(
                 f"{what}: {tokens} tokens are more than the model's context of {limit}; take "
@@ -79,7 +81,7 @@ class Checkpoint(Artifact):
         """The model in `dtype`, ready for inference, on `device` or as `device_map` spreads it."""
         from effllm.modules.structural.compact import load_any
 
-        model = load_any(self.path, dtype, device_map)
+        model = load_any(self.path, dtype, device_map, trust_remote_code=self.trusts_code)
         if device_map is None:
             model.to(device)  # type: ignore[arg-type] # its wrapper hides the method
         return model.eval()
@@ -98,12 +100,17 @@ class Checkpoint(Artifact):
         """The model's tokenizer."""
         from effllm.modules.structural.compact import load_tokenizer
 
-        return load_tokenizer(self.path)
+        return load_tokenizer(self.path, trust_remote_code=self.trusts_code)
 
     @property
     def history(self) -> list[dict[str, Any]]:
         """What was done to the model, oldest first: `{"stage": ..., ...}`."""
         return list(self.read_json(HISTORY_FILE)["history"])
+
+    @property
+    def trusts_code(self) -> bool:
+        """Whether code that came with the model may run: as was said when it was imported."""
+        return any(step.get("trust_remote_code", False) for step in self.history)
 
     def masks(self) -> dict[str, Tensor]:
         """(R, C) bool masks, True = kept, keyed `<block>.<layer>`.

@@ -83,6 +83,7 @@ class ModelRunner:
 
         Raises:
             ValueError: for no tokens, or a tree wider than the model's sliding window.
+            UnsupportedModelError: if the model does not use the cache.
         """
         if not tokens:
             raise ValueError("nothing to feed")
@@ -143,6 +144,11 @@ class ModelRunner:
             logits_to_keep=rows,
             **extra,
         )
+        if self.cache.get_seq_length() != start + count:  # it would forget the text so far
+            raise UnsupportedModelError(
+                f"{type(self.model).__name__} does not keep what it has read in the cache that it "
+                "is given; take a model of another family (model=…)"
+            )
         logits: Tensor = output.logits[0]
         return logits.float()
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from effllm.modules.errors import ConfigError, DataError
-from effllm.modules.hub import require_on_hub
+from effllm.modules.errors import ConfigError, DataError, EffLLMError
+from effllm.modules.hub import configuration_on_hub, require_on_hub
+from effllm.modules.modeling.folders import config_problem, listing_problem, require_sound
 from effllm.modules.ranges import Seed, Word
 from effllm.modules.wheels import PackagedFile
 
@@ -21,6 +22,8 @@ _REMEDY = (
     "check the name and the network, give a local folder with model.path=…, or use the embedded "
     "model=smollm2_135m"
 )
+
+_LONGEST = 300  # characters of a library's message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -62,10 +65,17 @@ class GgufWheel:
         """
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
+        from effllm.modules.modeling.loading import load_whole
+
         file = self._packaged.verified()
         with _one_gguf_reader():
-            model = AutoModelForCausalLM.from_pretrained(
-                file.parent, gguf_file=file.name, dtype="float32", local_files_only=True
+            model = load_whole(
+                AutoModelForCausalLM,
+                file.parent,
+                f"model {self.name}",
+                gguf_file=file.name,
+                dtype="float32",
+                local_files_only=True,
             )
             tokenizer = AutoTokenizer.from_pretrained(
                 file.parent, gguf_file=file.name, local_files_only=True
@@ -73,7 +83,7 @@ class GgufWheel:
         # transformers refuses to save a model that it believes to be quantised still.
         del model.config.quantization_config
         setattr(model, "hf_quantizer", None)  # noqa: B010 - not a declared attribute
-        return model.eval(), tokenizer
+        return model, tokenizer
 
     @property
     def _packaged(self) -> PackagedFile:
@@ -117,45 +127,82 @@ class PretrainedFolder:
         """Name and revision on the hub, or the content of the local folder.
 
         Raises:
-            DataError: if the local folder has no model.
+            DataError: if the local folder holds no model that could be loaded.
         """
         if self.path is None:
             return {"name": self.name, "revision": self.revision, "sha256": ""}
-        folder = Path(self.path)
-        if not (folder / "config.json").is_file():
-            raise DataError(f"model.path={self.path}: expected a folder with config.json")
-        return {"name": self.name, "revision": "local", "sha256": folder_digest(folder)}
+        require_sound(
+            self._folder,
+            safetensors_only=self.safetensors_only,
+            trust_remote_code=self.trust_remote_code,
+        )
+        return {"name": self.name, "revision": "local", "sha256": folder_digest(self._folder)}
 
     def check(self) -> None:
-        """Raise DataError if the local folder, or the model on the hub, is out of reach."""
-        self.identity()
-        if self.path is None:
-            require_on_hub(self.name, "model", self.revision, _REMEDY)
+        """Raise DataError if the local folder, or the model on the hub, cannot be used."""
+        if self.path is not None:
+            self.identity()
+            return
+        names = require_on_hub(self.name, "model", self.revision, _REMEDY)
+        problem = listing_problem(names, self.safetensors_only) if names else None
+        if problem is None:
+            config = configuration_on_hub(self.name, self.revision, _REMEDY)
+            problem = config_problem(config, self.trust_remote_code, names or None)
+        if problem:
+            raise DataError(f"{self._label}: {problem}")
 
     def load(self) -> "Loaded":
         """Load in the stored precision.
 
         Raises:
-            DataError: if the model cannot be reached or has no acceptable weights.
+            DataError: if the model cannot be reached, its weights are not whole, or its tokenizer
+                belongs to another model.
         """
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        where = self.path or self.name
+        from effllm.modules.modeling.loading import load_whole, require_finite, require_matching
+
+        where = self.name if self.path is None else str(self._folder)
         common: dict[str, Any] = {"trust_remote_code": self.trust_remote_code}
         if self.path is None:
             common["revision"] = self.revision
         try:
             tokenizer = AutoTokenizer.from_pretrained(where, **common)
-            model = AutoModelForCausalLM.from_pretrained(
-                where, dtype="auto", use_safetensors=self.safetensors_only or None, **common
+            model = load_whole(
+                AutoModelForCausalLM,
+                where,
+                self._label,
+                dtype="auto",
+                use_safetensors=self.safetensors_only or None,
+                **common,
             )
-        except (OSError, ValueError) as error:
-            first_line = str(error).strip().splitlines()[0]
-            raise DataError(
-                f"model {where} could not be loaded ({first_line}); {_REMEDY}, or, for weights "
-                "stored as pickles, model.safetensors_only=false"
-            ) from error
-        return model.eval(), tokenizer
+        except EffLLMError:
+            raise
+        except Exception as error:  # what libraries, and a model's own code, raise has no base
+            raise DataError(f"{self._label} could not be loaded: {self._cause(error)}") from error
+        require_matching(model, tokenizer, self._label)
+        require_finite(model, self._label)
+        return model, tokenizer
+
+    @property
+    def _folder(self) -> Path:
+        return Path(str(self.path)).expanduser()
+
+    @property
+    def _label(self) -> str:
+        return f"model {self.name}" if self.path is None else f"model folder {self._folder}"
+
+    def _cause(self, error: Exception) -> str:
+        """What went wrong and what to do, on one line."""
+        words = " ".join(str(error).split()) or "no message"
+        cause = f"{type(error).__name__}: {words[:_LONGEST]}{'…' if len(words) > _LONGEST else ''}"
+        if "custom code" in cause:
+            return f"it comes with its own code; model.trust_remote_code=true runs it ({cause})"
+        if isinstance(error, ImportError):
+            return cause  # names what to install
+        if self.path is None and isinstance(error, OSError):
+            return f"{cause}; {_REMEDY}"
+        return f"{cause}; mend what transformers names, or fetch or convert the model again"
 
 
 @dataclass(frozen=True, kw_only=True)

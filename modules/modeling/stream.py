@@ -5,13 +5,17 @@ weights, then send the hidden states through the changed block to the next one. 
 activations are alive at a time, so the memory needed does not grow with depth, and a run can
 stop and go on at any block.
 
-What a block receives besides the hidden states (masks, rotary embeddings, position ids; different
-per block in models with sliding windows) is captured once from a real forward pass. All windows
-have equal length and no padding, so one capture serves every batch.
+What a block receives besides the hidden states (masks, rotary embeddings, position ids, ALiBi;
+different per block in models with sliding windows) is captured from a real forward pass over one
+window and compared with that over two. What is the same serves every batch; what is there twice
+(Bloom's ALiBi has a row per window and head) is repeated for every window. All windows have equal
+length and no padding, so nothing else may differ: a model whose blocks are told something about
+the text, or are not called in a plain row, is refused.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,9 +26,23 @@ from effllm.modules.errors import NumericalError, UnsupportedModelError
 from effllm.modules.modeling.blocks import LinearLayer, decoder_blocks, linear_layers
 from effllm.modules.sparsity.gram import Statistic
 
+_PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device)
+
 
 class _Stop(Exception):
     """Raised by a hook to leave a forward pass early."""
+
+
+@dataclass(frozen=True)
+class _PerWindow:
+    """(n, …) rows that a block is given for one window; (b * n, …) for b windows."""
+
+    rows: Tensor
+
+    def repeated(self, windows: int) -> Tensor:
+        if len(self.rows) == 1:
+            return self.rows.expand(windows, *self.rows.shape[1:])
+        return torch.cat([self.rows] * windows)
 
 
 class BlockStream:
@@ -50,7 +68,7 @@ class BlockStream:
         self.index = 0
         self.batch_size = batch_size
         self._device = next(self.blocks[0].parameters()).device
-        self._extras, self._groups = self._probe(windows[:1])
+        self._extras, self._groups = self._probe(windows[:2])
         self.hidden = [self._embed(batch) for batch in windows.split(batch_size)]
 
     def layers(self) -> list[LinearLayer]:
@@ -136,14 +154,15 @@ class BlockStream:
     def _run(self, *, keep: bool) -> None:
         if not self.hidden:
             raise RuntimeError("the stream was moved on without its hidden states")
-        block, extras = self.blocks[self.index], self._extras[self.index]
+        block = self.blocks[self.index]
         for number, hidden in enumerate(self.hidden):
+            args, kwargs = _for_windows(self._extras[self.index], len(hidden))
             try:
-                output = block(hidden, **extras)
+                output = block(hidden, *args, **kwargs)
             except _Stop:
                 continue
             if keep:
-                self.hidden[number] = output[0] if isinstance(output, tuple) else output
+                self.hidden[number] = _hidden_of(output)
         if keep:
             self.index += 1
 
@@ -166,27 +185,13 @@ class BlockStream:
         return captured[0]
 
     @torch.no_grad()
-    def _probe(self, window: Tensor) -> tuple[list[dict[str, Any]], list[list[list[str]]]]:
-        """One real pass over a (1, T) window: what each block is given, and who shares inputs."""
-        extras: list[dict[str, Any]] = []
+    def _probe(self, windows: Tensor) -> tuple[list[Any], list[list[list[str]]]]:
+        """Real passes over one and two windows: what each block is given, who shares inputs."""
         inputs: list[dict[str, Tensor]] = [
             {} for _ in self.blocks
         ]  # kept alive: pointers stay valid
-
-        def capture(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            given = {
-                k: v for k, v in kwargs.items() if k not in ("hidden_states", "past_key_values")
-            }
-            if len(args) > 1 and any(value is not None for value in args[1:]):
-                raise UnsupportedModelError(
-                    f"{type(self.model).__name__}: {type(block).__name__} takes positional "
-                    "arguments besides the hidden states; its blocks cannot be replayed"
-                )
-            extras.append(given)
-
         with _hooks() as handles:
             for index, block in enumerate(self.blocks):
-                handles.append(block.register_forward_pre_hook(capture, with_kwargs=True))
                 for layer in linear_layers(self.model, block):
                     handles.append(
                         layer.module.register_forward_pre_hook(
@@ -195,15 +200,102 @@ class BlockStream:
                             )
                         )
                     )
-            self.model(input_ids=window.to(self.model.device), use_cache=False)
+            extras = self._given(windows[:1])
         for index, block in enumerate(self.blocks):
             unused = {layer.name for layer in linear_layers(self.model, block)} - set(inputs[index])
             if unused:
-                raise UnsupportedModelError(
-                    f"{type(self.model).__name__}: block {index} does not call its linear layers "
-                    f"{', '.join(sorted(unused))}; they could not be measured"
+                raise self._refusal(
+                    f"block {index} does not call its linear layers {', '.join(sorted(unused))}; "
+                    "they could not be measured"
                 )
-        return extras, [_shared_inputs(seen) for seen in inputs]
+        groups = [_shared_inputs(seen) for seen in inputs]
+        if len(windows) == 1:
+            return extras, groups
+        try:
+            both = zip(extras, self._given(windows), strict=True)
+            return [_compared(one, two, "arguments") for one, two in both], groups
+        except _DiffersError as error:
+            raise self._refusal(
+                f"what its blocks are given ({error}) depends on the text; they cannot be replayed"
+            ) from error
+
+    def _given(self, windows: Tensor) -> list[tuple[list[Any], dict[str, Any]]]:
+        """Positional and named arguments of every block, hidden states and cache left out."""
+        given: list[tuple[list[Any], dict[str, Any]]] = []
+        outputs: list[Tensor] = []
+
+        def enter(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            hidden = args[0] if args else kwargs["hidden_states"]
+            in_order = len(given) < len(self.blocks) and block is self.blocks[len(given)]
+            if not in_order or (outputs and not torch.equal(outputs.pop(), hidden)):
+                raise self._refusal(
+                    "its blocks are not called in a plain row, the output of one the input of the "
+                    "next; they cannot be replayed"
+                )
+            if hidden.shape[:2] != windows.shape:
+                raise self._refusal(
+                    f"its blocks are given {tuple(hidden.shape)} for {tuple(windows.shape)} "
+                    "tokens; they cannot be replayed"
+                )
+            named = {
+                k: v for k, v in kwargs.items() if k not in ("hidden_states", "past_key_values")
+            }
+            given.append((list(args[1:]), named))
+
+        def leave(block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            outputs.append(_hidden_of(output))
+
+        with _hooks() as handles:
+            for block in self.blocks:
+                handles.append(block.register_forward_pre_hook(enter, with_kwargs=True))
+                handles.append(block.register_forward_hook(leave))
+            self.model(input_ids=windows.to(self.model.device), use_cache=False)
+        if len(given) != len(self.blocks):
+            raise self._refusal(f"it calls {len(given)} of its {len(self.blocks)} blocks")
+        return given
+
+    def _refusal(self, what: str) -> UnsupportedModelError:
+        return UnsupportedModelError(
+            f"{type(self.model).__name__}: {what}; take a model of another family (model=…)"
+        )
+
+
+def _hidden_of(output: Any) -> Tensor:
+    """Hidden states in what a block returns; some also return attention."""
+    hidden: Tensor = output[0] if isinstance(output, (tuple, list)) else output
+    return hidden
+
+
+class _DiffersError(Exception):
+    """An argument is another one for other windows; its name."""
+
+
+def _compared(one: Any, two: Any, name: str) -> Any:
+    """What serves every batch, from a block's arguments for one window and for two."""
+    if isinstance(one, (tuple, list)) and isinstance(two, (tuple, list)) and len(one) == len(two):
+        pairs = zip(one, two, strict=True)
+        return type(one)([_compared(a, b, f"{name}[{n}]") for n, (a, b) in enumerate(pairs)])
+    if isinstance(one, dict) and isinstance(two, dict) and one.keys() == two.keys():
+        return {key: _compared(value, two[key], str(key)) for key, value in one.items()}
+    if isinstance(one, Tensor) and isinstance(two, Tensor):
+        if torch.equal(one, two):
+            return one
+        if one.dim() and torch.equal(two, _PerWindow(one).repeated(2)):
+            return _PerWindow(one)
+    elif isinstance(one, _PLAIN) and one == two:
+        return one
+    raise _DiffersError(name)
+
+
+def _for_windows(given: Any, windows: int) -> Any:
+    """A block's arguments for a batch of so many windows."""
+    if isinstance(given, _PerWindow):
+        return given.repeated(windows)
+    if isinstance(given, (tuple, list)):
+        return type(given)([_for_windows(value, windows) for value in given])
+    if isinstance(given, dict):
+        return {key: _for_windows(value, windows) for key, value in given.items()}
+    return given
 
 
 def _shared_inputs(seen: dict[str, Tensor]) -> list[list[str]]:

@@ -18,6 +18,7 @@ from transformers import (
 
 from effllm.modules.errors import ConfigError, UnsupportedModelError
 from effllm.modules.modeling.blocks import decoder_blocks
+from effllm.modules.modeling.loading import load_whole
 from effllm.modules.structural import modeling_compact
 from effllm.modules.structural.units import (
     Kept,
@@ -139,7 +140,9 @@ def save_code(model: PreTrainedModel, folder: Path) -> None:
         shutil.copyfile(_CODE, folder / _CODE.name)
 
 
-def load_any(folder: Path, dtype: str, device_map: str | None = None) -> PreTrainedModel:
+def load_any(
+    folder: Path, dtype: str, device_map: str | None = None, *, trust_remote_code: bool = False
+) -> PreTrainedModel:
     """Load a checkpoint folder, stock or compact.
 
     A compact one is read with this package's copy of its modelling file; no code of the folder
@@ -149,23 +152,32 @@ def load_any(folder: Path, dtype: str, device_map: str | None = None) -> PreTrai
         folder: holds `config.json` and the weights.
         dtype: of the weights.
         device_map: transformers' word for spreading a model over devices, or None.
+        trust_remote_code: run modelling code of the folder; it is never asked for.
+
+    Raises:
+        DataError: if the weights are not all those of the model, or not only those.
     """
+    common = {"local_files_only": True, "use_safetensors": True, "device_map": device_map}
     cls: Any = AutoModelForCausalLM
     if is_compact(folder):
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         cls = getattr(modeling_compact, config["architectures"][0])
-    loaded: PreTrainedModel = cls.from_pretrained(
-        folder, dtype=dtype, local_files_only=True, use_safetensors=True, device_map=device_map
-    )
-    return loaded
+    else:
+        common["trust_remote_code"] = trust_remote_code
+    return load_whole(cls, folder, f"model folder {folder}", dtype=dtype, **common)
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint folder."""
+def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint folder.
+
+    Args:
+        folder: holds its files.
+        trust_remote_code: run tokenizer code of the folder; it is never asked for.
+    """
     # A compact model's type would make AutoTokenizer ask for leave to run its modelling file.
     config = PreTrainedConfig() if is_compact(folder) else None
     loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-        folder, local_files_only=True, config=config
+        folder, local_files_only=True, config=config, trust_remote_code=trust_remote_code
     )
     return loaded
 

@@ -116,11 +116,11 @@ def _run(command: list[str], job: dict[str, Any], file: Path) -> float:
 
 def _perplexity(model_folder: Path, windows_folder: Path, dtype: str) -> float:
     from safetensors.torch import load_file
-    from transformers import AutoModelForCausalLM
 
     from effllm.modules.evaluation.perplexity import perplexity, window_nll
+    from effllm.modules.structural.compact import load_any
 
-    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=dtype).eval()
+    model = load_any(model_folder, dtype)
     windows = load_file(windows_folder / "windows.safetensors")["input_ids"].long()
     return perplexity(window_nll(model, windows, batch_size=8))
 

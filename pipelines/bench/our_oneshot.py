@@ -12,20 +12,19 @@ from pathlib import Path
 
 def main() -> None:
     """Prune, save, print the seconds."""
-    import torch
     from safetensors.torch import load_file
-    from transformers import AutoModelForCausalLM
 
     from effllm.modules.modeling.stream import BlockStream
     from effllm.modules.sparsity.patterns import Grouped
     from effllm.modules.sparsity.pruners import SparseGPT, Wanda
     from effllm.modules.sparsity.sequential import prune_block
+    from effllm.modules.structural.compact import load_any
     from effllm.pipelines.memory import keep_freed_memory
 
     keep_freed_memory()
     job = json.loads(Path(sys.argv[1]).read_text())
     pruner = {"sparsegpt": SparseGPT, "wanda": Wanda}[job["method"]]()
-    model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=getattr(torch, job["dtype"]))
+    model = load_any(Path(job["model"]), job["dtype"])
     windows = load_file(job["windows"])["input_ids"].long()
     started = time.perf_counter()
     stream = BlockStream(model, windows, job["batch_size"])

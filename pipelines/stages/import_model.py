@@ -26,15 +26,22 @@ class ImportModel(Stage):
 
     def run(self, ctx: StageContext) -> Metrics:
         """Convert once; everything else loads the artifact."""
+        from effllm.modules.errors import UnsupportedModelError
         from effllm.modules.modeling.blocks import decoder_blocks, prunable_layers
 
         model, tokenizer = self.source.load()
         history = [{"stage": "import_model", **asdict(self.source)}]
         history[0].pop("path", None)
         write_checkpoint(ctx.workdir, model, tokenizer, history)
-        prunable = sum(layer.read().numel() for layer in prunable_layers(model).values())
+        prunable: int | None = None
+        blocks: int | None = None
+        try:  # a model that cannot be pruned can still be decoded and measured
+            blocks = len(decoder_blocks(model))
+            prunable = sum(layer.read().numel() for layer in prunable_layers(model).values())
+        except UnsupportedModelError:
+            pass  # the stages that prune say why they cannot
         return {
             "parameters": sum(value.numel() for value in model.parameters()),
             "prunable_parameters": prunable,
-            "blocks": len(decoder_blocks(model)),
+            "blocks": blocks,
         }

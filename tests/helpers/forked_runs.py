@@ -15,12 +15,12 @@ import traceback
 from pathlib import Path
 
 from rich.console import Console
+from toy_stages import build_graph
 
 from effllm.pipelines import interrupts
 from effllm.pipelines.cli import main
 from effllm.pipelines.display import Display
 from effllm.pipelines.executor import Run
-from effllm.pipelines.graph import build_graph
 from effllm.pipelines.planning import Options
 from effllm.pipelines.store import Store, verify_payload
 from effllm.pipelines.tracking import NoLogger

@@ -4,11 +4,10 @@ import json
 import os
 
 import pytest
-from toy_stages import manifest_of
+from toy_stages import build_graph, manifest_of
 
 from effllm.modules.errors import ArtifactError
 from effllm.pipelines.cli import main
-from effllm.pipelines.graph import build_graph
 from effllm.pipelines.stage import StageContext
 from effllm.pipelines.store import verify_payload
 

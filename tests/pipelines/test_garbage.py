@@ -4,9 +4,9 @@ import json
 
 import pytest
 import toy_stages
+from toy_stages import build_graph
 
 from effllm.pipelines.cli import main
-from effllm.pipelines.graph import build_graph
 from effllm.pipelines.store import live_run
 
 

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+import transformers
 from torch import nn
+from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from effllm.modules.errors import ConfigError, NumericalError, UnsupportedModelError
@@ -33,7 +35,7 @@ def block_inputs(model, windows):
     blocks = decoder_blocks(model)
     for block in blocks:
         handles.append(block.register_forward_pre_hook(lambda _, args: seen.append(args[0])))
-    last = lambda _, args, out: seen.append(out[0] if isinstance(out, tuple) else out)  # noqa: E731
+    last = lambda _, args, out: seen.append(out[0] if isinstance(out, (tuple, list)) else out)  # noqa: E731
     handles.append(blocks[-1].register_forward_hook(last))
     with torch.no_grad():
         model(windows, use_cache=False)
@@ -50,6 +52,107 @@ def test_streaming_equals_the_whole_model(any_model, windows, batch_size):
         torch.testing.assert_close(torch.cat(stream.hidden), expected[index], rtol=1e-5, atol=1e-5)
         stream.advance()
     torch.testing.assert_close(torch.cat(stream.hidden), expected[-1], rtol=1e-5, atol=1e-5)
+
+
+NARROW = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_attention_heads": 4}
+OLD = {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 4}
+NEW = NARROW | {"intermediate_size": 48, "num_hidden_layers": 2}
+SLIDING = NEW | {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": 8}
+# Ways to hand arguments on: ALiBi by window and head, by position, masks by kind of layer, …
+MORE_FAMILIES = {
+    "bloom": transformers.BloomConfig(**OLD | {"hidden_size": 32}),
+    "falcon": transformers.FalconConfig(**NARROW, num_hidden_layers=2),
+    "falcon with alibi": transformers.FalconConfig(**NARROW, num_hidden_layers=2, alibi=True),
+    "mpt": transformers.MptConfig(vocab_size=VOCABULARY, d_model=32, n_layers=2, n_heads=4),
+    "gpt_neox": transformers.GPTNeoXConfig(**NEW),
+    "gptj": transformers.GPTJConfig(**OLD, rotary_dim=4),
+    "gpt_neo": transformers.GPTNeoConfig(
+        vocab_size=VOCABULARY, hidden_size=32, num_heads=4, num_layers=2, window_size=8,
+        attention_types=[[["global", "local"], 1]],
+    ),
+    "gpt_bigcode": transformers.GPTBigCodeConfig(**OLD),
+    "openai-gpt": transformers.OpenAIGPTConfig(**OLD),
+    "codegen": transformers.CodeGenConfig(**OLD, rotary_dim=4),
+    "phi": transformers.PhiConfig(**NEW),
+    "phi3": transformers.Phi3Config(**NEW, pad_token_id=2),
+    "stablelm": transformers.StableLmConfig(**NEW, num_key_value_heads=2),
+    "gemma2": transformers.Gemma2Config(**SLIDING),
+    "gemma3": transformers.Gemma3TextConfig(
+        **SLIDING, layer_types=["sliding_attention", "full_attention"]
+    ),
+    "olmo2": transformers.Olmo2Config(**NEW),
+    "starcoder2": transformers.Starcoder2Config(**NEW, num_key_value_heads=2, sliding_window=8),
+    "cohere2": transformers.Cohere2Config(**SLIDING),
+    "smollm3": transformers.SmolLM3Config(**NEW, num_key_value_heads=2, pad_token_id=2),
+    "xglm": transformers.XGLMConfig(
+        vocab_size=VOCABULARY, d_model=32, ffn_dim=48, num_layers=2, attention_heads=4
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("config", MORE_FAMILIES.values(), ids=MORE_FAMILIES.keys())
+def test_other_families_stream_as_the_whole_model(config, windows):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    expected = block_inputs(model, windows)
+    for batch_size in (1, 2, 3, 5):
+        stream = BlockStream(model, windows, batch_size)
+        for inputs in expected[:-1]:
+            torch.testing.assert_close(torch.cat(stream.hidden), inputs, rtol=1e-5, atol=1e-5)
+            stream.advance()
+        torch.testing.assert_close(torch.cat(stream.hidden), expected[-1], rtol=1e-5, atol=1e-5)
+    one = BlockStream(model, windows[:1], 4)
+    one.advance()
+    torch.testing.assert_close(one.hidden[0], expected[1][:1], rtol=1e-5, atol=1e-5)
+
+
+def test_arguments_are_repeated_for_every_window(windows):
+    """Bloom's ALiBi has a row per window and head: without them a batch of three breaks."""
+    model = AutoModelForCausalLM.from_config(MORE_FAMILIES["bloom"]).eval()
+    grams = [BlockStream(model, windows, size).collect(Gram) for size in (1, 3)]
+    for name, gram in grams[0].items():
+        torch.testing.assert_close(grams[1][name], gram, rtol=1e-4, atol=1e-5)
+
+
+class _Told(nn.Module):
+    """A block that is handed the token ids, as models with an embedding for every layer do."""
+
+    def __init__(self, block):
+        super().__init__()
+        self.block = block
+
+    def forward(self, hidden, tokens, **kwargs):
+        return self.block(hidden + 0.01 * tokens[..., None], **kwargs)
+
+
+def test_blocks_that_are_told_the_text_are_refused(windows):
+    """Their arguments hold for the first window alone; others would be measured wrongly."""
+    model = tiny_model("llama")
+    model.model.layers = nn.ModuleList(_Told(block) for block in model.model.layers)
+    told = {}
+    model.register_forward_pre_hook(
+        lambda _, args, kwargs: told.update(tokens=kwargs["input_ids"]), with_kwargs=True
+    )
+    for block in model.model.layers:
+        block.register_forward_pre_hook(
+            lambda _, args, kwargs: (args, {**kwargs, **told}), with_kwargs=True
+        )
+    with pytest.raises(UnsupportedModelError, match=r"\(tokens\) depends on the text"):
+        BlockStream(model, windows, 2)
+    told.clear()
+    assert len(BlockStream(model, windows[:1], 2).hidden) == 1
+
+
+@pytest.mark.parametrize("change", ["scaled", "skipped"])
+def test_blocks_that_are_not_a_plain_row_are_refused(change, windows):
+    model = tiny_model("llama")
+    first, second = model.model.layers
+    if change == "scaled":  # between the blocks
+        second.register_forward_pre_hook(lambda _, args: (2 * args[0],))
+    else:
+        first.forward = lambda hidden, **kwargs: second(hidden, **kwargs)
+    with pytest.raises(UnsupportedModelError, match="LlamaForCausalLM: .*block"):
+        BlockStream(model, windows, 2)
 
 
 def test_collecting_leaves_no_trace(any_model, windows):

@@ -381,3 +381,13 @@ def test_fly_keeps_more_than_exact_and_equals_it_when_shut(tiny_llama):
             assert not any(one.loosened for one in rounds)
     assert lengths["exact"] == lengths["shut"] <= lengths["fly"] <= lengths["no window"]
     assert lengths["no window"] < lengths["all"]
+
+
+def test_a_model_that_ignores_the_cache_is_refused():
+    """It would write on knowing the last token only."""
+    from transformers import AutoModelForCausalLM, OpenAIGPTConfig
+
+    config = OpenAIGPTConfig(vocab_size=259, n_embd=32, n_layer=2, n_head=4)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with pytest.raises(UnsupportedModelError, match="OpenAIGPTLMHeadModel does not keep"):
+        ModelRunner(model).advance([5, 6, 7])
