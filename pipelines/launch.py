@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
 import os
+import re
 import shutil
 import sys
 import warnings
@@ -26,13 +28,18 @@ from effllm.pipelines import schema
 from effllm.pipelines.artifacts import Report
 from effllm.pipelines.display import Display
 from effllm.pipelines.executor import CANNOT_WRITE, Outcome, Run
+from effllm.pipelines.files import write_json
 from effllm.pipelines.graph import Instance, build_graph
 from effllm.pipelines.memory import keep_freed_memory
 from effllm.pipelines.planning import Options, plan_statuses
 from effllm.pipelines.store import Store
 
+RUN_FILE = "run.json"  # beside a report: what it is of
 CONF_DIR = str(Path(__file__).resolve().parent.parent / "conf")
-_SECTIONS = ("execute", "paths", "trainer", "logger")
+_SECTIONS = ("execute", "paths", "trainer", "logger", "run")
+# Overrides that a report's name leaves out: they change no results, or stand in it anyway.
+_NOT_TOLD = (*_SECTIONS, "hydra", "local", "paper", "scale")
+_LONGEST_NAME = 80  # characters of a report's name beside paper and scale
 
 
 def run_command(arguments: Sequence[str]) -> int:
@@ -50,7 +57,8 @@ def run_command(arguments: Sequence[str]) -> int:
     def task(config: DictConfig) -> float | None:
         job = HydraConfig.get()
         try:
-            return execute(config, Path(job.runtime.output_dir))
+            told = differences(config, list(job.overrides.task))
+            return execute(config, Path(job.runtime.output_dir), told)
         except EffLLMError as error:
             if job.mode == RunMode.MULTIRUN:  # the launcher must know, it may be another process
                 raise
@@ -136,11 +144,31 @@ def resolve(config: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     return pipeline, sections  # type: ignore[return-value]
 
 
-def execute(config: DictConfig, folder: Path) -> float | None:
+def differences(config: DictConfig, overrides: Sequence[str]) -> list[str]:
+    """What a run was told beside paper and scale; empty if that leaves its pipeline as it was."""
+    told = sorted(
+        override
+        for override in overrides
+        if re.split(r"[./@:=]", override.lstrip("+~"))[0] not in _NOT_TOLD
+    )
+    plain = [f"paper={config.paper}", f"scale={config.scale}"]
+    try:
+        usual, _ = resolve(hydra.compose("config", overrides=plain))
+    except (ConfigError, HydraException, OmegaConfBaseException):
+        return told  # a paper that is not whole without them
+    return told if usual != resolve(config)[0] else []
+
+
+def execute(config: DictConfig, folder: Path, told: Sequence[str] = ()) -> float | None:
     """Execute a composed configuration; the objective of a sweep, or None.
 
+    Args:
+        config: the whole configuration.
+        folder: of this run.
+        told: what differs from the paper at this scale, see `differences`.
+
     Raises:
-        EffLLMError: if a stage fails.
+        EffLLMError: if a stage fails, or the run would take the place of another one's report.
     """
     quieten_libraries()
     keep_freed_memory()
@@ -152,6 +180,9 @@ def execute(config: DictConfig, folder: Path) -> float | None:
         for one in instances:
             print(f"{statuses[one.name]:<10} {one.name}")
         return None
+    facts = {"paper": sections["paper"], "scale": sections["scale"], "differs": list(told)}
+    name = report_name(sections, told)
+    refuse_other_report(store.root / "reports" / name, facts)
     _log_to(folder)
     run = Run(
         instances=instances,
@@ -163,26 +194,91 @@ def execute(config: DictConfig, folder: Path) -> float | None:
         options=_options(sections, device=sections["trainer"]["device"]),
     )
     outcomes = run.execute()
-    for one in instances:
-        if issubclass(one.cls.OUTPUT, Report) and outcomes[one.name].status != "not needed":
-            run.display.line(f"report: {publish_report(store, one, sections)}")
+    reports = [one for one in instances if issubclass(one.cls.OUTPUT, Report)]
+    for one in reports:
+        if outcomes[one.name].status != "not needed":
+            own = name if len(reports) == 1 else f"{name}-{one.name}"
+            run.display.line(f"report: {publish_report(store, one, own, facts)}")
     return _objective(sections["execute"]["objective"], instances, store, outcomes)
 
 
-def publish_report(store: Store, instance: Instance, sections: dict[str, Any]) -> Path:
-    """Copy a report artifact to `reports/<paper>-<scale>[-seed<n>]`; path of its page."""
-    name = f"{sections['paper']}-{sections['scale']}"
-    if sections["seed"]:
-        name += f"-seed{sections['seed']}"
+def report_name(sections: dict[str, Any], told: Sequence[str]) -> str:
+    """Folder of a run's report: `run.name`, or paper and scale and what differs from them.
+
+    Names are safe in shells and short: what was left out or replaced is told by a digest of it all.
+
+    Raises:
+        ConfigError: if `run.name` is no name for a folder.
+    """
+    name = sections["run"]["name"]
+    if name is not None:
+        if (
+            not re.fullmatch(r"\w[\w.=,@+-]*", str(name), re.ASCII)
+            or len(str(name)) > _LONGEST_NAME
+        ):
+            raise ConfigError(
+                f"run.name={name}: expected a name of at most {_LONGEST_NAME} letters, digits and "
+                "-_.,=@+, the first of them a letter or digit"
+            )
+        return str(name)
+    base, whole = f"{sections['paper']}-{sections['scale']}", ",".join(told)
+    if not whole:
+        return base
+    safe = re.sub(r"[^\w.=,@+-]+", "_", whole, flags=re.ASCII)
+    if safe != whole or len(safe) > _LONGEST_NAME:
+        digest = hashlib.sha256(whole.encode(errors="surrogateescape")).hexdigest()
+        safe = f"{safe[: _LONGEST_NAME - 9]}-{digest[:8]}"
+    return f"{base}-{safe}"
+
+
+def refuse_other_report(folder: Path, facts: dict[str, Any]) -> str | None:
+    """Refuse to put a report in the place of one of another paper, scale or settings.
+
+    Returns:
+        The report that is there, if it is of the same settings.
+
+    Raises:
+        ConfigError: with the remedy.
+    """
+    if not (folder / RUN_FILE).is_file():
+        return None
+    found = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+    if any(found[key] != value for key, value in facts.items()):
+        raise ConfigError(
+            f"{folder} holds the report of another run ({_told(found)}); choose another run.name, "
+            "or delete that folder"
+        )
+    return str(found["report"])
+
+
+def publish_report(store: Store, instance: Instance, name: str, facts: dict[str, Any]) -> str:
+    """Copy a report artifact to `reports/<name>` and note there what the run differs in.
+
+    Returns:
+        Path of its page, and whose place it took if the same settings had another result before.
+    """
+    from effllm.pipelines.reports.page import add_note
+
+    label = f"{instance.stage}/{instance.digest[:12]}"
     source, final = store.folder(instance.stage, instance.digest), store.root / "reports" / name
     partial = final.with_name(f".{name}-{os.getpid()}")
     (store.root / "locks").mkdir(exist_ok=True)
     with FileLock(store.root / "locks" / f"report-{name}.lock"):  # two equal runs may end at once
+        before = refuse_other_report(final, facts)
         shutil.copytree(source, partial)
+        write_json(partial / RUN_FILE, {**facts, "report": label})
+        if facts["differs"]:
+            add_note(partial, f"Differs from {_told(facts)}.")
         if final.exists():
             shutil.rmtree(final)
         partial.rename(final)
-    return final / "index.html"
+    page = str(final / "index.html")
+    return page if before in (None, label) else f"{page} (in place of {before})"
+
+
+def _told(facts: dict[str, Any]) -> str:
+    plain = f"paper={facts['paper']} scale={facts['scale']}"
+    return ": ".join([plain, ", ".join(facts["differs"])] if facts["differs"] else [plain])
 
 
 def _options(sections: dict[str, Any], device: str) -> Options:

@@ -27,6 +27,17 @@ class Execute:
 
 
 @dataclass
+class Named:
+    """What a run is called.
+
+    Attributes:
+        name: folder of its report; null: paper and scale, and the overrides that differ from them.
+    """
+
+    name: str | None = None
+
+
+@dataclass
 class Config:
     """The whole configuration; see conf/config.yaml."""
 
@@ -34,6 +45,7 @@ class Config:
     scale: str = MISSING
     seed: int = 0
     execute: Execute = field(default_factory=Execute)
+    run: Named = field(default_factory=Named)
     paths: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
