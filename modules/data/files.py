@@ -57,13 +57,17 @@ class LocalFile:
     label: str
 
     def __post_init__(self) -> None:
+        if not isinstance(self.path, str):
+            raise ConfigError(
+                f"{self.label}: path: expected the name of a file, found {self.path!r}"
+            )
         if self.format is not None and self.format not in FORMATS:
             raise ConfigError(
                 f"{self.label}: format: {', '.join(FORMATS)} or null, found {self.format!r}"
             )
         try:
             "".encode(self.encoding)
-        except (LookupError, UnicodeError) as error:
+        except (LookupError, UnicodeError, TypeError) as error:
             raise ConfigError(
                 f"{self.label}: encoding: {self.encoding!r} is none that Python knows; give one "
                 "such as utf-8, utf-16 or latin-1"

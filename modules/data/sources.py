@@ -120,7 +120,7 @@ class FileText:
 
     def __post_init__(self) -> None:
         compiled(self.heading)
-        if not self.called.isprintable() or not self.called.strip():
+        if not (isinstance(self.called, str) and self.called.isprintable() and self.called.strip()):
             raise ConfigError(
                 f"data: {self.called!r} is no name for metrics and reports; give another with name="
             )
@@ -384,7 +384,7 @@ def compiled(heading: str | None) -> re.Pattern[str] | None:
     """
     try:
         return None if heading is None else re.compile(heading)
-    except re.error as error:
+    except (re.error, TypeError) as error:
         raise ConfigError(
             f"data: heading={heading!r} is no regular expression ({error})"
         ) from error

@@ -129,12 +129,22 @@ def test_places_that_hold_no_file_are_named(tmp_path):
 
 def test_settings_that_nobody_knows_are_refused(tmp_path):
     path = write(tmp_path / "a.txt", "eins\n")
-    for settings in ({"format": "jsonl"}, {"encoding": "utf-9"}, {"encoding": "hex"}):
+    for settings in (
+        {"format": "jsonl"},
+        {"format": ["text"]},
+        {"encoding": "utf-9"},
+        {"encoding": "hex"},
+        {"encoding": 8},
+    ):
         with pytest.raises(ConfigError, match=next(iter(settings))):
             texts(path, **settings)
-    with pytest.raises(ConfigError, match="no regular expression"):
-        FileText(path=path, heading="(")
-    for name in ("", "a\nb", "\ud800"):
+    for heading in ("(", 7):
+        with pytest.raises(ConfigError, match="no regular expression"):
+            FileText(path=path, heading=heading)
+    for nothing in (None, 7, ["a"]):
+        with pytest.raises(ConfigError, match="path: expected the name of a file"):
+            FileText(path=nothing)
+    for name in ("", "a\nb", "\ud800", 7):
         with pytest.raises(ConfigError, match="no name"):
             FileText(path=path, name=name)
 
