@@ -21,10 +21,11 @@ import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from effllm.modules.errors import ArtifactError, ConfigError, EffLLMError
+from effllm.modules.errors import ArtifactError, ConfigError, DataError, EffLLMError
 from effllm.pipelines import provenance
 from effllm.pipelines.artifacts import Artifact
 from effllm.pipelines.building import construct, one_a_line
@@ -115,16 +116,24 @@ class Run:
 
     def _execute_needed(self, statuses: Mapping[str, str]) -> dict[str, Outcome]:
         needed = [one for one in self.instances if statuses[one.name] == "run"]
+        needed.sort(key=lambda instance: bool(instance.parents))  # what comes from outside first
         self._warn_of_other_code()
         for instance in needed:  # whatever is missing outside shows before any work is done
             for source in instance.cls.SOURCES:
-                build_source(instance, source).check()
+                try:
+                    build_source(instance, source).check()
+                except DataError as error:
+                    raise DataError(f"{instance.name}: {error}") from error
         stages = build_stages(needed)
         self.display.begin([(one.name, one.stage) for one in needed], len(self.instances))
         failures: list[str] = []
+        checked = False
         try:
             for instance in needed:
                 raise_if_asked()
+                if instance.parents and not checked:
+                    checked = True
+                    self._check_results()
                 broken = [p for p in instance.parents if self._failed(p)]
                 if broken:
                     self.outcomes[instance.name] = Outcome("skipped", error=f"needs {broken[0]}")
@@ -153,6 +162,27 @@ class Run:
     def _failed(self, name: str) -> bool:
         outcome = self.outcomes.get(name)
         return outcome is not None and outcome.status in ("failed", "skipped")
+
+    def _check_results(self) -> None:
+        """Let each class without inputs look at its results together, before any work on them."""
+
+        def warn(message: str) -> None:
+            self.display.line(f"warning: {message}")
+            log.warning("%s", message)
+
+        there = ("hit", "ran", "resumed")
+        used = [
+            one
+            for one in self.instances
+            if not one.parents and self.outcomes[one.name].status in there
+        ]
+        for cls in dict.fromkeys(one.cls for one in used):
+            results = {
+                one.name: partial(self.store.open, one.stage, one.digest, cls.OUTPUT)
+                for one in used
+                if one.cls is cls
+            }
+            cls.check_results(results, warn)
 
     def _warn_of_other_code(self) -> None:
         """Point out reused results that were made by other code."""

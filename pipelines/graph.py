@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from effllm.modules.errors import ConfigError, EffLLMError, GraphError
+from effllm.modules.errors import ConfigError, DataError, EffLLMError, GraphError
 from effllm.pipelines import building
 from effllm.pipelines.identity import fingerprint, recipe_digest, targets_of
 from effllm.pipelines.stage import Many, Source, Stage
@@ -291,9 +291,12 @@ def _identify(instance: Instance, instances: dict[str, Instance], store: Store) 
             inputs[slot] = digests[0]
         else:
             inputs[slot] = digests if declared.ordered else sorted(digests)
-    instance.sources = {
-        field: build_source(instance, field).identity() for field in instance.cls.SOURCES
-    }
+    try:
+        instance.sources = {
+            field: build_source(instance, field).identity() for field in instance.cls.SOURCES
+        }
+    except DataError as error:
+        raise DataError(f"{instance.name}: {error}") from error
     instance.digest = recipe_digest(
         target=instance.target,
         version=instance.cls.VERSION,

@@ -224,7 +224,9 @@ def print_report(options: argparse.Namespace) -> int:
             print(json.dumps(names))
         else:
             for name in names:
-                print(folder / name / "index.html")
+                run = folder / name / "run.json"
+                facts = json.loads(run.read_text(encoding="utf-8")) if run.is_file() else {}
+                print(folder / name / "index.html", *facts.get("differs", []))
         return 0
     if options.name not in names:
         raise ArtifactError(f"no report {options.name!r}; there are {', '.join(names) or 'none'}")

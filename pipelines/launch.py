@@ -7,7 +7,6 @@ import logging
 import math
 import os
 import re
-import shutil
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,6 @@ from typing import Any
 
 import hydra
 import yaml
-from filelock import FileLock
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -29,15 +27,17 @@ from effllm.pipelines.artifacts import Report
 from effllm.pipelines.building import build, faults, one_a_line, suggestion
 from effllm.pipelines.display import Display
 from effllm.pipelines.executor import CANNOT_WRITE, Run
-from effllm.pipelines.files import make_folder, remove, sync
 from effllm.pipelines.graph import Instance, build_graph
 from effllm.pipelines.memory import keep_freed_memory
 from effllm.pipelines.planning import Options, plan_statuses
+from effllm.pipelines.publishing import publish_report, refuse_other_report, report_name
 from effllm.pipelines.store import Store
 from effllm.pipelines.tracking import Logger
 
 CONF_DIR = str(Path(__file__).resolve().parent.parent / "conf")
-_SECTIONS = ("execute", "paths", "trainer", "logger", "budget")
+_SECTIONS = ("execute", "paths", "trainer", "logger", "budget", "run")
+# Overrides that a report's name leaves out: they change no results, or stand in it anyway.
+_NOT_TOLD = ("execute", "paths", "trainer", "logger", "run", "hydra", "local", "paper", "scale")
 
 
 def run_command(arguments: Sequence[str]) -> int:
@@ -58,7 +58,8 @@ def run_command(arguments: Sequence[str]) -> int:
         begun = True
         job = HydraConfig.get()
         try:
-            return execute(config, Path(job.runtime.output_dir))
+            told = differences(config, list(job.overrides.task))
+            return execute(config, Path(job.runtime.output_dir), told)
         except Exception as error:
             if job.mode == RunMode.MULTIRUN:  # the launcher must know, it may be another process
                 raise
@@ -170,11 +171,31 @@ def _check_sections(sections: Mapping[str, Any]) -> None:
         raise ConfigError(one_a_line(problems))
 
 
-def execute(config: DictConfig, folder: Path) -> float | None:
+def differences(config: DictConfig, overrides: Sequence[str]) -> list[str]:
+    """What a run was told beside paper and scale; empty if that leaves its pipeline as it was."""
+    told = sorted(
+        override
+        for override in overrides
+        if re.split(r"[./@:=]", override.lstrip("+~"))[0] not in _NOT_TOLD
+    )
+    plain = [f"paper={config.paper}", f"scale={config.scale}"]
+    try:
+        usual, _ = resolve(hydra.compose("config", overrides=plain))
+    except (ConfigError, HydraException, OmegaConfBaseException):
+        return told  # a paper that is not whole without them
+    return told if usual != resolve(config)[0] else []
+
+
+def execute(config: DictConfig, folder: Path, told: Sequence[str] = ()) -> float | None:
     """Execute a composed configuration; the objective of a sweep, or None.
 
+    Args:
+        config: the whole configuration.
+        folder: of this run.
+        told: what differs from the paper at this scale, see `differences`.
+
     Raises:
-        EffLLMError: if a stage fails.
+        EffLLMError: if a stage fails, or the run would take the place of another one's report.
     """
     quieten_libraries()
     keep_freed_memory()
@@ -187,6 +208,9 @@ def execute(config: DictConfig, folder: Path) -> float | None:
         for one in instances:
             print(f"{statuses[one.name]:<10} {one.name}")
         return None
+    facts = {"paper": sections["paper"], "scale": sections["scale"], "differs": list(told)}
+    name = report_name(sections, told)
+    refuse_other_report(store.root / "reports" / name, facts)
     _log_to(folder)
     run = Run(
         instances=instances,
@@ -202,31 +226,12 @@ def execute(config: DictConfig, folder: Path) -> float | None:
             f"note: {folder} is not below {store.root}/runs: effllm gc will not know of this run"
         )
     outcomes = run.execute()
-    for one in instances:
-        if issubclass(one.cls.OUTPUT, Report) and outcomes[one.name].status != "not needed":
-            run.display.line(f"report: {publish_report(store, one, sections)}")
+    reports = [one for one in instances if issubclass(one.cls.OUTPUT, Report)]
+    for one in reports:
+        if outcomes[one.name].status != "not needed":
+            own = name if len(reports) == 1 else f"{name}-{one.name}"
+            run.display.line(f"report: {publish_report(store, one, own, facts)}")
     return _objective(sections["execute"]["objective"], instances, store)
-
-
-def publish_report(store: Store, instance: Instance, sections: dict[str, Any]) -> Path:
-    """Copy a report artifact to `reports/<paper>-<scale>[-seed<n>]`; path of its page."""
-    name = f"{sections['paper']}-{sections['scale']}"
-    if sections["seed"]:
-        name += f"-seed{sections['seed']}"
-    source, final = store.open(instance.stage, instance.digest).path, store.root / "reports" / name
-    partial = store.root / "work" / f"report-{name}"
-    # Two equal runs may end at once; the folder is garbage when nobody holds the lock of its name.
-    with FileLock(store.root / "locks" / f"{partial.name}.lock"):
-        if partial.exists():
-            remove(partial)
-        shutil.copytree(source, partial)
-        for path in partial.rglob("*"):
-            sync(path)
-        make_folder(final.parent)
-        if final.exists():
-            remove(final)
-        shutil.move(partial, final)
-    return final / "index.html"
 
 
 def _options(sections: dict[str, Any], device: str) -> Options:

@@ -53,6 +53,17 @@ class Trainer:
 
 
 @dataclass
+class Named:
+    """What a run is called.
+
+    Attributes:
+        name: folder of its report; null: paper and scale, and the overrides that differ from them.
+    """
+
+    name: str | None = None
+
+
+@dataclass
 class Config:
     """The whole configuration; see conf/config.yaml."""
 
@@ -61,6 +72,7 @@ class Config:
     seed: int = 0
     packages: list[str] = field(default_factory=list)
     execute: Execute = field(default_factory=Execute)
+    run: Named = field(default_factory=Named)
     paths: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)

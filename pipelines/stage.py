@@ -83,6 +83,20 @@ class Stage(ABC):
             ConfigError: names the instances and the remedy.
         """
 
+    @classmethod  # noqa: B027 - a hook, as above
+    def check_results(
+        cls, results: Mapping[str, Callable[[], Artifact]], warn: Callable[[str], None]
+    ) -> None:
+        """Refuse results of this class, without inputs, that must not be used in one run.
+
+        Args:
+            results: instance name -> what opens its result.
+            warn: told of what is doubtful only.
+
+        Raises:
+            DataError: names the instances and the remedy.
+        """
+
     @abstractmethod
     def run(self, ctx: StageContext) -> Metrics:
         """Do the work: read `ctx.inputs`, write the payload to `ctx.workdir`, return metrics."""

@@ -8,7 +8,7 @@ from effllm.modules.data.published import Published, sample_groups
 
 
 @dataclass(frozen=True, kw_only=True)
-class LongQuestions(Published):
+class LongQuestions(Published[LongPrompt]):
     """Rows with context, question and answers; see `Published` for where they come from.
 
     Args:
@@ -34,26 +34,34 @@ class LongQuestions(Published):
         Raises:
             DataError: if the set cannot be reached, or a row is not what the columns say.
         """
-        prompts = [self._prompt(number, row) for number, row in enumerate(self.rows(), start=1)]
-        return sample_groups(prompts, per_task, seed, group=lambda one: one.task)
+        return sample_groups(list(self.items()), per_task, seed, group=lambda one: one.task)
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that are read."""
+        columns = [self.context, self.question, self.prefix, self.answers, self.task]
+        return [one for one in columns if one is not None]
 
     @property
     def wanted(self) -> str:
-        """The columns that a row must have, in words."""
+        """What a row must have, in words."""
         columns = [self.context, self.question, self.prefix, self.task]
         named = " and ".join(repr(one) for one in columns if one is not None)
         return f"texts {named} and a list {self.answers!r}"
 
-    def _prompt(self, number: int, row: Any) -> LongPrompt:
+    def made_of(self, row: Any, number: int, called: str) -> LongPrompt:
+        """The prompt of a row; see `Published`."""
         try:
-            task = self.name if self.task is None else row[self.task]
+            task = called if self.task is None else row[self.task]
             context, question = row[self.context], row[self.question]
             prefix = "" if self.prefix is None else row[self.prefix]
-            answers = list(row[self.answers])
+            answers = row[self.answers]
         except (KeyError, TypeError) as error:
             raise self.unexpected(number) from error
+        if not isinstance(answers, list) or not answers:
+            raise self.unexpected(number)
         texts = [task, context, question, prefix, *answers]
-        if not answers or not all(isinstance(one, str) for one in texts):
+        if not all(isinstance(text, str) for text in texts):
             raise self.unexpected(number)
         asked = question + prefix
         # Tokenizers of words put the space in front of a word into its token.

@@ -64,7 +64,7 @@ class HumanEvalWheel:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Questions(Published):
+class Questions(Published[Prompt]):
     """The questions of a published benchmark; see `Published` for where they come from.
 
     Args:
@@ -84,26 +84,31 @@ class Questions(Published):
         Raises:
             DataError: if the set cannot be reached, or a row is not what the columns say.
         """
-        prompts = [self._prompt(number, row) for number, row in enumerate(self.rows(), start=1)]
-        return sample_groups(prompts, per_group, seed, group=lambda one: one.group)
+        return sample_groups(list(self.items()), per_group, seed, group=lambda one: one.group)
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that are read."""
+        return [one for one in (self.question, self.group, self.answer) if one is not None]
 
     @property
     def wanted(self) -> str:
-        """The columns that a row must have, in words."""
+        """What a row must have, in words."""
         columns = [repr(one) for one in (self.question, self.group) if one is not None]
         if self.answer is not None:
             columns.append(f"{self.answer!r} that ends with `#### number`")
         return " and ".join(columns)
 
-    def _prompt(self, number: int, row: Any) -> Prompt:
+    def made_of(self, row: Any, number: int, called: str) -> Prompt:
+        """The prompt of a row; see `Published`."""
         try:
             question = row[self.question]
             text = question if isinstance(question, str) else question[0]
-            group = self.name if self.group is None else row[self.group]
+            group = called if self.group is None else row[self.group]
             answer = None if self.answer is None else _final_number(row[self.answer])
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise self.unexpected(number) from error
-        if not isinstance(text, str):
+        if not (isinstance(text, str) and text.strip() and isinstance(group, str)):
             raise self.unexpected(number)
         check: Check = "contains" if answer is None else "last_number"
         return Prompt(f"{group}-{number}", group, text, True, answer, check)

@@ -10,6 +10,7 @@ import base64
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader
@@ -133,6 +134,16 @@ class Page:
                     for name, pieces in texts.items():
                         parts += [f"{name}:", _markdown_text(pieces)]
         return "\n\n".join(parts) + "\n"
+
+
+def add_note(folder: Path, note: str) -> None:
+    """Put a line below the title of a written page, where only its run knows what to say."""
+    page, text = folder / "index.html", folder / "report.md"
+    html, title = page.read_text(encoding="utf-8"), "</h1>\n"
+    line = f'<p class="note">{escape(note)}</p>\n'
+    page.write_text(html.replace(title, title + line, 1), encoding="utf-8")
+    first, _, rest = text.read_text(encoding="utf-8").partition("\n")
+    text.write_text(f"{first}\n\n{note}\n{rest}", encoding="utf-8")
 
 
 def split_interval(cell: str) -> tuple[str, str]:

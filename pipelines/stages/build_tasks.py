@@ -1,5 +1,6 @@
 """Make the lm-evaluation-harness tasks of our own: YAML files beside JSONL items."""
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -85,7 +86,8 @@ class BuildTasks(Stage):
         documents = corpus.documents(self.split)
         names = []
         for kind in self.kinds:
-            name = f"{corpus.info['name']}_{kind}"
+            # Names of texts are free (`owner/set`); tasks are files and words of the harness.
+            name = re.sub(r"[^\w.-]+", "-", f"{corpus.info['name']}_{kind}").lstrip(".-")
             template, metric = _TASKS[kind]
             write_rows(ctx.workdir / f"{name}.jsonl", self._items(kind, documents))
             text = template.format(name=name, metric=metric)

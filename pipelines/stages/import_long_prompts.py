@@ -28,7 +28,10 @@ class ImportLongPrompts(Stage):
 
     INPUTS: ClassVar = {"model": Checkpoint}
     OUTPUT: ClassVar = LongPrompts
-    VOLATILE: ClassVar = frozenset({"source.path"})
+    # Where a local file is, and how it is read: `identity` says of both what matters.
+    VOLATILE: ClassVar = frozenset(
+        {"source.path", "source.format", "source.encoding", "source.sha256"}
+    )
     SOURCES: ClassVar = ("source",)
 
     source: "LongQuestions"
@@ -49,7 +52,7 @@ class ImportLongPrompts(Stage):
                 prompts.append(dataclasses.replace(one, length=length))
         if not prompts:
             raise DataError(
-                f"prompts {self.source.name}: none of {len(drawn)} has at most {self.longest} "
+                f"{self.source.label}: none of {len(drawn)} has at most {self.longest} "
                 "tokens; raise `longest`, or take another set"
             )
         write_rows(ctx.workdir / "prompts.jsonl", (asdict(prompt) for prompt in prompts))

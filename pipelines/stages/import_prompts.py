@@ -25,7 +25,10 @@ class ImportPrompts(Stage):
     """
 
     OUTPUT: ClassVar = Prompts
-    VOLATILE: ClassVar = frozenset({"source.path"})
+    # Where a local file is, and how it is read: `identity` says of both what matters.
+    VOLATILE: ClassVar = frozenset(
+        {"source.path", "source.format", "source.encoding", "source.sha256"}
+    )
     SOURCES: ClassVar = ("source",)
 
     source: "HumanEvalWheel | Questions | ProceduralTasks"

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import inspect
+import json
 import re
 import subprocess
 import sys
@@ -74,9 +75,10 @@ def test_every_option_of_every_group_binds(group):
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "prompts").glob("*.yaml")))
 def test_every_prompt_set_can_stand_in_for_the_articles(name, tmp_path):
     file = tmp_path / "question.jsonl"
-    file.write_text("")
+    row = {"question": "1 + 1?", "answer": "#### 2", "turns": ["1 + 1?"], "category": "sums"}
+    file.write_text(json.dumps(row))
     overrides = ["paper=fly", "scale=smoke", f"prompts@pipeline.prompts={name}"]
-    if "path: null" in (CONF / "prompts" / f"{name}.yaml").read_text():
+    if "path: " in (CONF / "prompts" / f"{name}.yaml").read_text():
         overrides.append(f"pipeline.prompts.source.path={file}")
     instances = build_graph(resolve(compose(overrides))[0], Store(tmp_path))
     prompts = next(one for one in instances if one.name == "prompts")
