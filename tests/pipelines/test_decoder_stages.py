@@ -107,6 +107,7 @@ def test_tasks_made_before_kinds_could_be_chosen_keep_their_digest(store):
     before = recipe_digest(
         target="effllm.pipelines.stages.build_tasks.BuildTasks",
         version=1,
+        parts={},
         config=config,
         volatile=(),
         defaults={},
