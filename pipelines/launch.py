@@ -29,6 +29,7 @@ from effllm.pipelines.executor import CANNOT_WRITE, Outcome, Run
 from effllm.pipelines.graph import Instance, build_graph
 from effllm.pipelines.memory import keep_freed_memory
 from effllm.pipelines.planning import Options, plan_statuses
+from effllm.pipelines.processor import computes_in_bfloat16, settle_types
 from effllm.pipelines.store import Store
 
 CONF_DIR = str(Path(__file__).resolve().parent.parent / "conf")
@@ -118,7 +119,7 @@ def compose(overrides: Sequence[str], name: str = "config") -> DictConfig:
 
 
 def resolve(config: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Plain data: the pipeline, and the sections about the machine.
+    """Plain data: the pipeline, types that are `auto` settled, and the sections about the machine.
 
     Raises:
         ConfigError: for a missing mandatory value or a broken interpolation.
@@ -133,6 +134,7 @@ def resolve(config: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     except OmegaConfBaseException as error:
         raise _one_line(error) from error
     assert isinstance(pipeline, dict)
+    settle_types(pipeline, able=computes_in_bfloat16(str(config.trainer.device)))
     return pipeline, sections  # type: ignore[return-value]
 
 
