@@ -300,6 +300,7 @@ def _identify(instance: Instance, instances: dict[str, Instance], store: Store) 
     instance.digest = recipe_digest(
         target=instance.target,
         version=instance.cls.VERSION,
+        parts=instance.cls.PART_VERSIONS,
         config=instance.config,
         volatile=instance.cls.VOLATILE,
         defaults=instance.cls.DIGEST_DEFAULTS,

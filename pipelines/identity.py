@@ -32,6 +32,7 @@ def recipe_digest(
     *,
     target: str,
     version: int,
+    parts: Mapping[str, int],
     config: Mapping[str, Any],
     volatile: Iterable[str],
     defaults: Mapping[str, Any],
@@ -43,6 +44,7 @@ def recipe_digest(
     Args:
         target: dotted path of the stage class.
         version: the class's VERSION.
+        parts: the class's PART_VERSIONS; those of classes that `config` names enter.
         config: all fields of the stage, nested objects as plain dictionaries.
         volatile: dotted fields that do not change the result; left out.
         defaults: fields added later, left out while they equal the value that keeps old results.
@@ -65,6 +67,9 @@ def recipe_digest(
         "inputs": inputs,
         "sources": sources,
     }
+    named = {target.rpartition(".")[2] for target in targets_of(kept)}
+    if used := {name: number for name, number in parts.items() if name in named}:
+        recipe["parts"] = used
     return hashlib.sha256(canonical_json(recipe).encode()).hexdigest()
 
 

@@ -30,6 +30,7 @@ from effllm.pipelines.executor import CANNOT_WRITE, Run
 from effllm.pipelines.graph import Instance, build_graph
 from effllm.pipelines.memory import keep_freed_memory
 from effllm.pipelines.planning import Options, plan_statuses
+from effllm.pipelines.processor import computes_in_bfloat16, settle_types
 from effllm.pipelines.publishing import publish_report, refuse_other_report, report_name
 from effllm.pipelines.store import Store
 from effllm.pipelines.tracking import Logger
@@ -127,7 +128,7 @@ def compose(overrides: Sequence[str], name: str = "config") -> DictConfig:
 
 
 def resolve(config: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Plain data: the pipeline, and the sections about the machine.
+    """Plain data: the pipeline, types that are `auto` settled, and the sections about the machine.
 
     Raises:
         ConfigError: for a missing mandatory value or a broken interpolation.
@@ -144,6 +145,7 @@ def resolve(config: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
         raise _one_line(error) from error
     _check_sections(sections)
     assert isinstance(pipeline, dict)
+    settle_types(pipeline, able=computes_in_bfloat16(str(config.trainer.device)))
     return pipeline, sections  # type: ignore[return-value]
 
 

@@ -58,6 +58,8 @@ class Stage(ABC):
 
     Class constants:
         VERSION: bump when the same configuration means another result.
+        PART_VERSIONS: class of a nested object -> its version, when only results that have such an
+            object mean another result.
         INPUTS: slot -> kind of artifact, or `Many(kind)`.
         OUTPUT: kind of artifact that `run` writes to the work folder.
         VOLATILE: dotted fields that must not change results, such as a micro batch size.
@@ -66,6 +68,7 @@ class Stage(ABC):
     """
 
     VERSION: ClassVar[int] = 1
+    PART_VERSIONS: ClassVar[Mapping[str, int]] = {}
     INPUTS: ClassVar[Mapping[str, type[Artifact] | Many]] = {}
     OUTPUT: ClassVar[type[Artifact]] = Artifact
     VOLATILE: ClassVar[frozenset[str]] = frozenset()

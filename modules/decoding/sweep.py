@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from effllm.modules.decoding.recording import RecordedBlock
 from effllm.modules.decoding.verifiers.fly import Measure, Window, loosen
-from effllm.modules.evaluation.intervals import Interval, bootstrap
+from effllm.modules.evaluation.intervals import Interval, estimate
 
 
 class Rule(Protocol):
@@ -131,7 +131,7 @@ def replay(block: RecordedBlock, rule: Rule) -> Outcome:
 
 @dataclass(frozen=True)
 class Summary:
-    """A rule over all prompts; intervals are 95 %, by bootstrap over prompts.
+    """A rule over all prompts; intervals are 95 %, over prompts.
 
     Attributes:
         tau: tokens per pass of the target.
@@ -185,17 +185,19 @@ def summarise(prompts: Prompts, rule: Rule, *, resamples: int) -> Summary:
     exact = totals(prompts, ExactRule(tokens=rule.tokens))
 
     def ratio(top: NDArray[np.float64], bottom: NDArray[np.float64]) -> Interval:
-        return bootstrap(
+        return estimate(
             np.stack([top, bottom], axis=1),
             # A resample may miss every prompt with a count; its 0 / 0 counts as 0.
             transform=lambda means: means[..., 0] / np.maximum(means[..., 1], 1e-12),
+            bounds=(0, np.inf),
             resamples=resamples,
         )
 
     rounds, emitted, judged, loosened, regret = mine.T
-    over_exact = bootstrap(
+    over_exact = estimate(
         np.concatenate([mine[:, :2], exact[:, :2]], axis=1),
         transform=lambda means: means[..., 1] / means[..., 0] * means[..., 2] / means[..., 3],
+        bounds=(0, np.inf),
         resamples=resamples,
     )
     return Summary(

@@ -15,6 +15,7 @@ from effllm.modules.kvcache.eviction import Budget, Prefill, highest
 from effllm.modules.ranges import NonNegativeInt, PositiveInt
 
 _EVERY = 2**31 - 1  # more queries than any prompt has
+_SAME = 0.01  # cosines of a pair differ by rounding, in bfloat16 by up to 2^-8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,10 +24,11 @@ class ExpectedAttention:
 
     Args:
         budget: tokens kept.
-        sinks: first tokens, which always stay; their queries are left out.
+        sinks: first tokens, which always stay; their queries are left out, and attention is shared
+            out among the others.
         future: positions behind the prompt over which the rotation is averaged.
 
-    Source: kvpress's `ExpectedAttentionPress` by our specification, second-hand.
+    Source: kvpress's `ExpectedAttentionPress`, `expected_attention_press.py`.
     """
 
     budget: Budget
@@ -51,7 +53,10 @@ class ExpectedAttention:
         return highest(score.masked_fill(sink[:, None], math.inf), count, seen)
 
     def expected(self, seen: Prefill) -> Tensor:
-        """(B, Hkv, S) expected attention, mean over the heads of a group."""
+        """(B, Hkv, S) expected attention among all but the sinks, mean over the heads of a group.
+
+        Zero for sinks and padding.
+        """
         batch, own, _, channels = seen.keys.shape
         mean, spread = self.query_law(seen)
         keys = seen.keys.float()
@@ -61,8 +66,8 @@ class ExpectedAttention:
         score = mean @ keys.mT  # (B, Hkv, G, S)
         bent = keys.unsqueeze(2) @ spread  # (B, Hkv, G, S, D)
         score += (bent * keys.unsqueeze(2)).sum(dim=-1) / 2
-        score = score.masked_fill((seen.ages() < 0)[:, None, None], -math.inf)
-        return score.softmax(dim=-1).mean(dim=2)
+        score = score.masked_fill((seen.ages() < self.sinks)[:, None, None], -math.inf)
+        return score.softmax(dim=-1).nan_to_num(0.0).mean(dim=2)  # NaN: sinks alone
 
     def query_law(self, seen: Prefill) -> tuple[Tensor, Tensor]:
         """(B, H, D) mean and (B, H, D, D) covariance of queries behind the prompt."""
@@ -115,7 +120,7 @@ def rotated(states: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     """
     width = cosine.shape[-1]
     half = width // 2
-    if not torch.equal(cosine[..., :half], cosine[..., half:]):
+    if not torch.allclose(cosine[..., :half], cosine[..., half:], rtol=0.0, atol=_SAME):
         raise ValueError(
             "expected attention knows rotations of channel pairs (j, j + R / 2) only; this model "
             "pairs others"

@@ -86,12 +86,14 @@ class SparseGPT:
     Args:
         block_columns: columns per lazily updated block; also the comparison set (all rows x block)
             of unstructured patterns. A group pattern must divide it.
-        damping: added to the diagonal of the Gram matrix, as a share of its mean.
+        damping: added to the diagonal of the Gram matrix, as a share of its mean over inputs that
+            are ever different from zero.
 
     Source: SparseGPT (arXiv:2301.00774), algorithm 1 and sparsegpt/sparsegpt.py.
     Deviates: the reference removes one entry too many, plus ties, in unstructured blocks; here
-        counts are exact. Damping grows tenfold, at most three times, when the factorisation
-        fails; the value used is reported.
+        counts are exact. Its dead inputs get 1 on the diagonal, here the mean of the others, so
+        that the damping is what it says. Damping grows tenfold, at most three times, when the
+        factorisation fails; the value used is reported.
     """
 
     block_columns: PositiveInt = 128
@@ -161,7 +163,7 @@ def inverse_factor(gram: Tensor, damping: float) -> tuple[Tensor, float]:
     a left-to-right sweep needs.
 
     Args:
-        gram: (C, C) Gram matrix; columns without energy count as unit columns.
+        gram: (C, C) Gram matrix; columns without energy get the mean energy of the others.
         damping: share of the mean diagonal that is added to the diagonal.
 
     Returns:
@@ -172,7 +174,9 @@ def inverse_factor(gram: Tensor, damping: float) -> tuple[Tensor, float]:
     """
     hessian = gram.to(torch.float32).clone()
     diagonal = hessian.diagonal()
-    diagonal[diagonal == 0] = 1.0
+    dead = diagonal == 0
+    if dead.any():
+        diagonal[dead] = 1.0 if dead.all() else diagonal[~dead].mean()
     mean = float(diagonal.mean())
     for factor in (1.0, 10.0, 100.0, 1000.0):
         damped = hessian.clone()

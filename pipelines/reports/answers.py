@@ -9,8 +9,9 @@ from typing import Any
 from effllm.pipelines.artifacts import Artifact, Predictions
 from effllm.pipelines.reports.arms import Arm
 from effllm.pipelines.reports.decoding import Bench, Rows, interval
-from effllm.pipelines.reports.fly import answers_kept
+from effllm.pipelines.reports.fly import answers_kept, run_conditions
 from effllm.pipelines.reports.page import Table, Verdict
+from effllm.pipelines.reports.verdicts import decide
 
 
 def gather_answers(results: Sequence[Artifact], resamples: int) -> Bench:
@@ -62,14 +63,19 @@ def answer_table(bench: Bench) -> Table:
     return Table(
         columns,
         body,
-        note=f"{len(bench.arms['plain'])} answers of each decoder, greedy; 95 % bootstrap "
+        note=f"{len(bench.arms['plain'])} answers of each decoder, greedy; 95 % "
         "intervals over items, changes against plain decoding paired by item.",
         strong=frozenset(i for i, one in enumerate(bench.about.values()) if one.is_fly),
     )
 
 
-def verdicts(bench: Bench) -> list[Verdict]:
-    """Exact decoders must write plain decoding's answers; loosened ones may lose a few."""
+def verdicts(bench: Bench, target: str) -> list[Verdict]:
+    """Exact decoders must write plain decoding's answers; loosened ones may lose a few.
+
+    Args:
+        bench: the answers.
+        target: name of the target model.
+    """
     found = []
     for arm, about in bench.about.items():
         if arm == "plain":
@@ -77,17 +83,19 @@ def verdicts(bench: Bench) -> list[Verdict]:
         if about.lossless:
             same, items = _same_texts(bench, arm), len(bench.arms[arm])
             found.append(
-                Verdict(
+                decide(
                     f"{about.title}: every answer is plain decoding's own.",
-                    "supported" if same == items else "not supported",
                     f"{same} of {items} texts are the same.",
+                    holds=same == items,
+                    fails=same < items,
                 )
             )
             continue
         for group in bench.groups:
+            differs = run_conditions(target, group.partition("/")[0])
             found += [
                 replace(one, evidence=f"{group}: {one.evidence}")
-                for one in answers_kept(bench.only(group), about)
+                for one in answers_kept(replace(bench.only(group), conditions=differs), about)
             ]
     return found
 
@@ -108,7 +116,7 @@ def result_rows(bench: Bench) -> list[dict[str, Any]]:
                 "method": about.title,
                 "lossless": about.lossless,
                 "metrics": {key: one.value for key, one in known.items()},
-                "intervals": {key: [one.low, one.high] for key, one in known.items()},
+                "intervals": {key: one.ends for key, one in known.items()},
                 "n": len(bench.arms[arm]),
             }
         )

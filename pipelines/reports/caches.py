@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from effllm.modules.evaluation.intervals import Interval, bootstrap
+from effllm.modules.evaluation.intervals import Interval, estimate
 from effllm.pipelines.artifacts import Artifact
 from effllm.pipelines.reports.decoding import interval
 from effllm.pipelines.reports.page import Table
@@ -109,6 +109,7 @@ class Study:
         about: arm -> what it is.
         settings: of the evaluation.
         resamples: of the bootstrap.
+        conditions: of the run that differ from the paper's.
     """
 
     texts: dict[str, Rows]
@@ -117,9 +118,10 @@ class Study:
     about: dict[str, About]
     settings: dict[str, Any]
     resamples: int
+    conditions: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, evaluated: Artifact, resamples: int) -> Study:
+    def of(cls, evaluated: Artifact, resamples: int, conditions: tuple[str, ...] = ()) -> Study:
         """Read an evaluation and set tasks aside that the full cache fails."""
         settings = evaluated.read_json("arms.json")
         about = settings.pop("arms")
@@ -136,7 +138,7 @@ class Study:
             arm: [row for row in rows if (row["group"], row["length"]) not in dropped]
             for arm, rows in prompts.items()
         }
-        return cls(texts, kept, dropped, about, settings, resamples)
+        return cls(texts, kept, dropped, about, settings, resamples, conditions)
 
     def title(self, arm: str) -> str:
         """Name of an arm."""
@@ -158,7 +160,8 @@ class Study:
 
     def mean(self, arm: str, key: str) -> Interval:
         """Mean over windows, or over prompts for `score`."""
-        return bootstrap(self._values(arm, key), resamples=self.resamples)
+        bounds = (0, 1) if key in ("score", "agree") else (0, np.inf)
+        return estimate(self._values(arm, key), bounds=bounds, resamples=self.resamples)
 
     def change(
         self,
@@ -169,7 +172,7 @@ class Study:
     ) -> Interval:
         """Difference of two arms on the same examples; `transform` is applied to its mean."""
         difference = self._values(arm, key) - self._values(other, key)
-        return bootstrap(difference, transform=transform, resamples=self.resamples)
+        return estimate(difference, transform=transform, resamples=self.resamples)
 
     def perplexity_change(self, arm: str, other: str) -> Interval:
         """Relative change of perplexity."""
@@ -306,7 +309,11 @@ def time_ratio(rows: Rows, arm: str, other: str, length: int) -> Interval:
         [row["decode_seconds"] for row in rows if row["set"] == one and row["length"] == length]
         for one in (arm, other)
     ]
-    return bootstrap(np.stack(seconds, axis=1), transform=lambda m: m[..., 0] / m[..., 1])
+    return estimate(
+        np.stack(seconds, axis=1),
+        transform=lambda m: m[..., 0] / m[..., 1],
+        bounds=(0, np.inf),
+    )
 
 
 def timing_table(benched: Artifact) -> Table:

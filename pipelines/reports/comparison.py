@@ -1,4 +1,4 @@
-"""Models side by side: rows, paired comparisons with intervals, verdicts, and figures as text."""
+"""Models side by side: rows, paired comparisons with intervals, and figures as text."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from effllm.modules.errors import DataError
-from effllm.modules.evaluation.intervals import Interval, Values, bootstrap
-from effllm.pipelines.reports.page import Verdict
+from effllm.modules.evaluation.intervals import Interval, Values, estimate
 from effllm.pipelines.reports.subjects import Subject
 
 
@@ -40,10 +39,12 @@ class Comparison:
     Attributes:
         rows: the models.
         resamples: bootstrap draws behind each interval.
+        conditions: of the run that differ from the paper's.
     """
 
     rows: list[Row]
     resamples: int
+    conditions: tuple[str, ...] = ()
 
     def find(self, base: str, variant: str, pattern: str = "") -> Row | None:
         """The one row with these properties, or None; the dense model has no pattern."""
@@ -82,7 +83,7 @@ class Comparison:
         documents: list[str] | None = row.subject.documents.get(role)
         if documents and len(set(documents)) == 1:
             documents = None  # of one document alone there is no other draw than its windows
-        return bootstrap(values, clusters=documents, transform=transform, resamples=self.resamples)
+        return estimate(values, clusters=documents, transform=transform, resamples=self.resamples)
 
     def counted(self, role: str) -> str:
         """How many windows of how many documents the figures of a set rest on."""
@@ -93,39 +94,19 @@ class Comparison:
 
     def accuracy(self, row: Row, task: str) -> Interval:
         """Accuracy in percent with its interval over items, whatever article they are from."""
-        return bootstrap(100 * row.subject.examples[task], resamples=self.resamples)
+        correct = 100 * row.subject.examples[task]
+        return estimate(correct, bounds=(0, 100), resamples=self.resamples)
 
     def mean_accuracy_difference(self, row: Row, other: Row) -> Interval:
         """Paired difference of the mean accuracy over tasks, in points; positive is better."""
         tasks = [task for task in row.subject.tasks if task in other.subject.tasks]
         arms = [row.subject.examples[t] - other.subject.examples[t] for t in tasks]
         if len({len(arm) for arm in arms}) == 1:
-            return bootstrap(100 * np.mean(arms, axis=0), resamples=self.resamples)
-        draws = [bootstrap(100 * arm, resamples=self.resamples) for arm in arms]
+            return estimate(100 * np.mean(arms, axis=0), resamples=self.resamples)
+        draws = [estimate(100 * arm, resamples=self.resamples) for arm in arms]
         spread = np.sqrt(sum(((one.high - one.low) / 2) ** 2 for one in draws)) / len(draws)
         mean = float(np.mean([one.value for one in draws]))
         return Interval(mean, mean - spread, mean + spread)
-
-
-def verdict(
-    claim: str, interval: Interval, evidence: str, *, margin: float, paper: bool = True
-) -> Verdict:
-    """Judge a claim that a difference is negative.
-
-    Args:
-        claim: what is claimed.
-        interval: of the difference; negative is the claimed side.
-        evidence: the numbers in words.
-        margin: how far from zero the interval must stay; covers what the interval does not see.
-        paper: whether the paper claims it; our own controls are supported or not, not reproduced.
-    """
-    words = ("reproduced", "not reproduced") if paper else ("supported", "not supported")
-    outcome = "inconclusive"
-    if interval.high < -margin:
-        outcome = words[0]
-    elif interval.low > margin:
-        outcome = words[1]
-    return Verdict(claim, outcome, evidence)
 
 
 def result_row(
@@ -157,7 +138,7 @@ def result_row(
         "pattern": row.pattern,
         "seed": subject.seed,
         "metrics": {**more, "seconds": subject.seconds, **values},
-        "intervals": {key: [one.low, one.high] for key, (one, _) in measured.items()},
+        "intervals": {key: one.ends for key, (one, _) in measured.items()},
         "n": {key: len(subject.examples[name]) for key, (_, name) in measured.items()},
         "artifact": subject.label,
     }
@@ -171,9 +152,8 @@ def number(value: float) -> str:
 
 
 def with_interval(interval: Interval, digits: int | None = None) -> str:
-    """`34.2 [33.1, 35.6]`."""
-    show: Callable[[float], str] = number if digits is None else lambda v: f"{v:.{digits}f}"
-    return f"{show(interval.value)} [{show(interval.low)}, {show(interval.high)}]"
+    """`34.2 [33.1, 35.6]`; the value alone without an interval."""
+    return interval.text(number if digits is None else lambda v: f"{v:.{digits}f}")
 
 
 def signed(interval: Interval) -> str:
@@ -184,7 +164,7 @@ def signed(interval: Interval) -> str:
             return f"{value:+.1e}"
         return f"{value:+,.0f}" if abs(value) >= 1000 else f"{value:+.1f}"
 
-    return f"{show(interval.value)} [{show(interval.low)}, {show(interval.high)}]"
+    return interval.text(show)
 
 
 def seconds(row: Row) -> str:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from effllm.modules.evaluation.intervals import Interval
 from effllm.pipelines.artifacts import Calibration
+from effllm.pipelines.reports.decoding import interval
 from effllm.pipelines.reports.page import Table
 
 
@@ -10,24 +14,23 @@ def pass_table(calibration: Calibration) -> Table:
     """Cost of a pass over n tokens, and how near one token comes to the memory's limit."""
     figures = calibration.figures
     reading = figures["reading"]
-    low, high = (100 * bound for bound in reading["interval"])
     rows = [
-        [
-            width,
-            f"{1000 * cost['seconds']:.1f}",
-            f"{cost['ratio']:.2f} [{cost['interval'][0]:.2f}, {cost['interval'][1]:.2f}]",
-        ]
+        [width, f"{1000 * cost['seconds']:.1f}", interval(_ratio(cost), 2)]
         for width, cost in figures["passes"].items()
     ]
     return Table(
         ["Tokens in a pass", "ms", "over one token"],
         rows,
         note=f"Behind {figures['context']} cached tokens; median ms, and ratio of means with its "
-        f"95 % bootstrap interval. A pass reads {figures['bytes_per_pass'] / 1e6:.0f} MB; "
+        f"95 % interval. A pass reads {figures['bytes_per_pass'] / 1e6:.0f} MB; "
         f"merely reading so much memory, in turns with the passes, takes "
         f"{1000 * reading['seconds']:.1f} ms, so one-token passes reach "
-        f"{100 * reading['ratio']:.0f} % [{low:.0f}, {high:.0f}] of the memory's limit.",
+        f"{interval(_ratio(reading), 0, scale=100)} % of the memory's limit.",
     )
+
+
+def _ratio(cost: dict[str, Any]) -> Interval:
+    return Interval(cost["ratio"], *(cost["interval"] or ()))
 
 
 def forecast_table(calibration: Calibration) -> Table:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from effllm.modules.evaluation.intervals import Interval, bootstrap
+from effllm.modules.evaluation.intervals import INTERVALS, Interval, estimate
 from effllm.pipelines.reports.arms import Arm
 from effllm.pipelines.reports.page import Table
 
@@ -23,14 +23,22 @@ class Bench:
         arms: arm -> its rows.
         about: arm -> what it is.
         resamples: of the bootstrap.
+        conditions: of the run that differ from the paper's.
     """
 
     arms: dict[str, Rows]
     about: dict[str, Arm]
     resamples: int
+    conditions: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, rows: Rows, described: dict[str, dict[str, Any]], resamples: int) -> Bench:
+    def of(
+        cls,
+        rows: Rows,
+        described: dict[str, dict[str, Any]],
+        resamples: int,
+        conditions: tuple[str, ...] = (),
+    ) -> Bench:
         """Group rows; every arm must have seen the same prompts."""
         arms: dict[str, Rows] = {name: [] for name in described}
         for row in rows:
@@ -40,14 +48,14 @@ class Bench:
             mine.sort(key=lambda row: order[row["id"]])
             assert [row["id"] for row in mine] == list(order)
         about = {name: Arm(name, one) for name, one in described.items()}
-        return cls(arms, about, resamples)
+        return cls(arms, about, resamples, conditions)
 
     def only(self, group: str) -> Bench:
         """The same arms on one kind of prompt."""
         arms = {
             name: [row for row in mine if row["group"] == group] for name, mine in self.arms.items()
         }
-        return Bench(arms, self.about, self.resamples)
+        return replace(self, arms=arms)
 
     @property
     def groups(self) -> list[str]:
@@ -59,30 +67,33 @@ class Bench:
         return np.array([[row[key] for key in keys] for row in self.arms[arm]], dtype=np.float64)
 
     def mean(self, arm: str, key: str) -> Interval:
-        """Mean over prompts."""
-        return bootstrap(self.values(arm, key)[:, 0], resamples=self.resamples)
+        """Mean over prompts of what is never negative; `correct` and `distinct` are shares."""
+        bounds = (0, 1) if key in ("correct", "distinct") else (0, np.inf)
+        return estimate(self.values(arm, key)[:, 0], bounds=bounds, resamples=self.resamples)
 
     def change(self, arm: str, other: str, key: str) -> Interval:
         """Mean over prompts of the difference to another arm."""
         change = self.values(arm, key)[:, 0] - self.values(other, key)[:, 0]
-        return bootstrap(change, resamples=self.resamples)
+        return estimate(change, resamples=self.resamples)
 
     def per(self, arm: str, top: str, bottom: str, scale: float = 1.0) -> Interval | None:
         """Sum of one value over sum of another; None for arms that do not know them."""
         if not all(key in self.arms[arm][0] for key in (top, bottom)):
             return None
-        return bootstrap(
+        return estimate(
             self.values(arm, top, bottom),
             transform=lambda m: scale * m[..., 0] / np.maximum(m[..., 1], 1e-9),
+            bounds=(0, np.inf),
             resamples=self.resamples,
         )
 
     def per_over(self, arm: str, other: str, top: str, bottom: str) -> Interval:
         """`per` of one arm over that of another, paired by prompt."""
         both = [self.values(one, top, bottom) for one in (arm, other)]
-        return bootstrap(
+        return estimate(
             np.concatenate(both, axis=1),
             transform=lambda m: m[..., 0] * m[..., 3] / np.maximum(m[..., 1] * m[..., 2], 1e-9),
+            bounds=(0, np.inf),
             resamples=self.resamples,
         )
 
@@ -106,7 +117,7 @@ class Bench:
             name: [row for row in mine if row["correct"] is not None]
             for name, mine in self.arms.items()
         }
-        return Bench(arms, self.about, self.resamples)
+        return replace(self, arms=arms)
 
 
 def loosened_places(row: dict[str, Any]) -> list[int]:
@@ -148,7 +159,7 @@ def speed_table(bench: Bench) -> Table:
             "speed over plain",
         ],
         cells,
-        "95 % bootstrap intervals over prompts; comparisons are paired by prompt. Speeds count "
+        f"{INTERVALS}, over prompts; comparisons are paired by prompt. Speeds count "
         "output tokens, cut at the end of the text and at the budget, over the whole time, prompt "
         "included; all arms in turn on the same prompts. Target NLL: nats per token of the arm's "
         f"own output under the target. Right answers: of {answers} prompts that have one.",
@@ -252,8 +263,7 @@ def interval(value: Interval | None, digits: int, *, sign: bool = False, scale: 
     if value is None:
         return ""
     form = f"{'+' if sign else ''}.{digits}f"
-    middle, low, high = (scale * one for one in (value.value, value.low, value.high))
-    return f"{middle:{form}} [{low:{form}}, {high:{form}}]"
+    return value.text(lambda one: f"{scale * one:{form}}")
 
 
 def _table(bench: Bench, columns: list[str], cells: Callable[[str], list[str]], note: str) -> Table:

@@ -52,11 +52,15 @@ class Figure:
 
 @dataclass(frozen=True)
 class Verdict:
-    """One claim and what the numbers say, such as reproduced, not reproduced, inconclusive."""
+    """One claim and what the numbers say, such as supported, not supported, inconclusive.
+
+    `conditions` are those that differ from the paper's; they stand beside the outcome.
+    """
 
     claim: str
     outcome: str
     evidence: str
+    conditions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -125,8 +129,9 @@ class Page:
                     parts.append(body)
                 case Figure(name, caption):
                     parts.append(f"![{caption}](figures/{name}.png)")
-                case Verdict(claim, outcome, evidence):
-                    parts.append(f"- **{outcome}**: {claim} {evidence}")
+                case Verdict(claim, outcome, evidence, conditions):
+                    other = f" ({'; '.join(conditions)})" if conditions else ""
+                    parts.append(f"- **{outcome}**{other}: {claim} {evidence}")
                 case Table():
                     parts.append(_markdown_table(block))
                 case Passages(title, texts):

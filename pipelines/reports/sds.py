@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from effllm.modules.evaluation.intervals import Interval
+from effllm.modules.evaluation.intervals import INTERVALS
 from effllm.pipelines.reports.comparison import (
     Comparison,
     Row,
@@ -12,11 +12,11 @@ from effllm.pipelines.reports.comparison import (
     result_row,
     seconds,
     signed,
-    verdict,
     with_interval,
 )
 from effllm.pipelines.reports.page import Table, Verdict
 from effllm.pipelines.reports.subjects import Subject
+from effllm.pipelines.reports.verdicts import differing, judge
 
 BASES = {"magnitude": "Magnitude", "wanda": "Wanda", "sparsegpt": "SparseGPT"}
 CONTROLS = {
@@ -29,6 +29,11 @@ CONTROLS = {
 # deviation, pooled over our comparisons, was 2.6 points (docs/papers/sds.md). With one seed, the
 # interval over documents must therefore clear twice that, rounded up, to count.
 SEED_MARGIN = 6.0
+PAPER_RUN = {
+    "model": ("opt-125m", "opt-350m", "Meta-Llama-3-8B"),
+    "calibration": "c4, 128 x 2048",
+    "test text": "wikitext, windows of 2048",
+}
 PATTERNS = ("50%", "4:8", "2:4")
 MAIN = "2:4"  # verdicts and studies are about this pattern
 _FROM_DENSE = "started dense (S-DS)"
@@ -105,7 +110,16 @@ def verdicts(data: Comparison) -> list[Verdict]:
             change = data.relative(early, pruned)
             claim = f"Early exit (the re-dense model pruned, not adjusted) beats one-shot {name}"
             evidence = f"Test perplexity {signed(change)} %."
-            found.append(verdict(f"{claim}.", change, evidence, margin=SEED_MARGIN))
+            found.append(
+                judge(
+                    f"{claim}.",
+                    change,
+                    evidence,
+                    margin=SEED_MARGIN,
+                    paper=True,
+                    conditions=conditions(data, early),
+                )
+            )
         for kind, title in CONTROLS.items():
             control = data.find(base, kind, MAIN)
             if control is not None:
@@ -114,14 +128,30 @@ def verdicts(data: Comparison) -> list[Verdict]:
         redense = data.find(base, "redense", MAIN)
         if redense is not None and dense is not None:
             change = data.relative(redense, dense)
-            above = Interval(change.value - 5, change.low - 5, change.high - 5)
             claim = f"The re-dense model is nearly as good as the original (within 5 %; {name})."
             evidence = (
                 f"Test perplexity {signed(change)} % over dense; the paper has +1.0 % on OPT-125M "
                 "after 200 epochs. The bound of 5 % is ours."
             )
-            found.append(verdict(claim, above, evidence, margin=0.0))
+            found.append(
+                judge(
+                    claim,
+                    change - 5,
+                    evidence,
+                    margin=SEED_MARGIN,
+                    paper=True,
+                    conditions=conditions(data, redense),
+                )
+            )
     return found
+
+
+def conditions(data: Comparison, row: Row) -> tuple[str, ...]:
+    """What differs from the paper's conditions where a model that was re-densed is judged."""
+    step = next(step for step in row.subject.history if step["stage"] == "redense")
+    kind = "accelerated" if step["accelerated"] else "plain"
+    ours = {"re-dense step": f"{step['steps']} {kind} steps"}
+    return (*differing(ours, {"re-dense step": "200 plain steps"}), *data.conditions)
 
 
 def _against(data: Comparison, row: Row, other: Row, claim: str, *, paper: bool) -> list[Verdict]:
@@ -129,12 +159,22 @@ def _against(data: Comparison, row: Row, other: Row, claim: str, *, paper: bool)
     change = data.relative(row, other)
     cost = "" if paper else f" It takes {seconds(row)} against {seconds(other)}."
     evidence = f"Test perplexity {signed(change)} % (paired by window).{cost}"
-    found = [verdict(f"{claim} in perplexity.", change, evidence, margin=SEED_MARGIN, paper=paper)]
+    differs = conditions(data, row)
+    found = [
+        judge(
+            f"{claim} in perplexity.",
+            change,
+            evidence,
+            margin=SEED_MARGIN,
+            paper=paper,
+            conditions=differs,
+        )
+    ]
     if row.subject.tasks and other.subject.tasks:
         gain = data.mean_accuracy_difference(row, other)
-        lost = Interval(-gain.value, -gain.high, -gain.low)
         evidence = f"Mean of {len(row.subject.tasks)} tasks {signed(gain)} points (paired by item)."
-        found.append(verdict(f"{claim} in accuracy.", lost, evidence, margin=0.0, paper=paper))
+        claim = f"{claim} in accuracy."
+        found.append(judge(claim, 0 - gain, evidence, paper=paper, conditions=differs))
     return found
 
 
@@ -156,7 +196,7 @@ def main_table(data: Comparison) -> Table:
     return Table(
         ["Test perplexity", *patterns],
         rows,
-        note=f"95 % bootstrap intervals over documents in brackets ({data.counted('test')}); "
+        note=f"{INTERVALS}; over documents ({data.counted('test')}), in brackets; "
         "lower is better. Empty: not part of this run.",
         strong=frozenset(strong),
     )

@@ -14,10 +14,10 @@ from effllm.pipelines.reports.comparison import (
     number,
     seconds,
     signed,
-    verdict,
 )
 from effllm.pipelines.reports.page import Table, Text, Verdict
-from effllm.pipelines.reports.sds import BASES, CONTROLS, MAIN, order_in_table
+from effllm.pipelines.reports.sds import BASES, CONTROLS, MAIN, conditions, order_in_table
+from effllm.pipelines.reports.verdicts import judge
 
 CONTROL = "refit_3"  # no re-dense step, at about the time of SDS
 
@@ -60,7 +60,7 @@ def search_table(data: Comparison, base: str) -> Table:
         ["Held-out perplexity", "D", "S2", "S3 or control", "vs refit three times, %", "Time"],
         body,
         note="All choices are made here, on held-out text. In bold: the setting with the lowest "
-        "held-out S3. Paired 95 % bootstrap intervals over documents, one calibration seed.",
+        "held-out S3. Paired 95 % intervals over documents, one calibration seed.",
         strong=frozenset(strong),
     )
 
@@ -120,7 +120,10 @@ def seeds_verdicts(data: Comparison) -> list[Verdict]:
         )
         claim = f"{methods[method]} beats {BASES[base]} {titles[kind]} in perplexity."
         paper = (method, kind) == ("sds", "prune")
-        found.append(verdict(claim, change, evidence, margin=0.0, paper=paper))
+        row = data.find(base, method, MAIN)
+        assert row is not None
+        differs = conditions(data, row)
+        found.append(judge(claim, change, evidence, paper=paper, conditions=differs))
     return found
 
 

@@ -11,11 +11,18 @@ from effllm.pipelines.reports.caches import Study, arm_name, dense_arms, time_ra
 from effllm.pipelines.reports.decoding import interval
 from effllm.pipelines.reports.figures import COLOURS, figure, write_csv
 from effllm.pipelines.reports.page import Figure, Table, Verdict
+from effllm.pipelines.reports.verdicts import decide, differing, judge
 
 _SAVING = 0.30  # the abstract: KV storage down by over 30 %
 _EQUAL = 1.02  # bytes over another arm's that still count as equal; ours
 _SLOWER = 1.3  # ours
 _LOSS = 0.05  # the abstract: under 5 % degradation at r = 0.8
+_PAPER_RUN = {
+    "model": ("Meta-Llama-3-8B-Instruct", "Llama-3.1-8B-Instruct"),
+    "prompts": "longbench",
+    "question": "inside the compressed prompt",
+}
+_PAPER_KEYS = {"keys": "as they are", "last tokens dense": 0, "group of queries": "mean_signed"}
 
 # First and second hold about the same bytes; the table prints how nearly.
 PAIRS = (
@@ -35,6 +42,31 @@ PAIRS = (
 )
 
 
+def run_conditions(model: str, prompts: str, *, inside: bool) -> tuple[str, ...]:
+    """What an evaluation had that the paper's did not."""
+    question = "inside the compressed prompt" if inside else "after it"
+    return differing({"model": model, "prompts": prompts, "question": question}, _PAPER_RUN)
+
+
+def conditions(study: Study, arm: str, *, on_text: bool = False) -> tuple[str, ...]:
+    """What differs from the paper's conditions when an arm is judged.
+
+    Args:
+        study: its evaluation.
+        arm: of SparK.
+        on_text: whether the claim is judged by texts; the paper has scores only.
+    """
+    about = study.about[arm]
+    keys = about["keys"]
+    ours = {
+        "keys": "around their mean" if keys["centred"] else "as they are",
+        "last tokens dense": about["protect_last"],
+        "group of queries": about["group_reduce"],
+    }
+    judged = ("judged on texts, paper on LongBench",) if on_text else ()
+    return (*judged, *differing(ours, _PAPER_KEYS), *study.conditions)
+
+
 def verdicts(study: Study, answers: Study) -> list[Verdict]:
     """One per claim; a claim about arms that did not run is left out.
 
@@ -48,8 +80,9 @@ def verdicts(study: Study, answers: Study) -> list[Verdict]:
     found += _under(study, answers, "spark_80", "dense", "the full cache")
     found += _under(study, answers, "snapkv_25_spark_80", "snapkv_25", "SnapKV alone")
     for arm, other in (("spark_50", "think_for_50"), ("spark_80", "think_for_80")):
-        found += _better(study, arm, other, "SparK is better than ThinK at equal bytes")
-        found += _answers(answers, arm, other, "SparK answers more than ThinK at equal bytes")
+        found += _better(study, arm, other, "SparK is better than ThinK at equal bytes", paper=True)
+        claim = "SparK answers more than ThinK at equal bytes"
+        found += _answers(answers, arm, other, claim, paper=True)
     found += _better(
         study, "spark_80", "snapkv_for_80", "SparK is better than eviction at equal bytes"
     )
@@ -61,6 +94,7 @@ def verdicts(study: Study, answers: Study) -> list[Verdict]:
         "snapkv_25_spark_80",
         "snapkv_18",
         "Orthogonal to eviction: SparK on top of SnapKV is better than evicting more",
+        paper=True,
     )
     found += _better(study, "spark_80", "int4", "SparK is better than 4-bit keys")
     found += _answers(answers, "spark_80", "int4", "SparK answers more than 4-bit keys")
@@ -69,6 +103,7 @@ def verdicts(study: Study, answers: Study) -> list[Verdict]:
         "spark_80_int4",
         "int3",
         "Orthogonal to quantisation: SparK with 4-bit values is better than 3-bit keys",
+        paper=True,
     )
     return found
 
@@ -90,7 +125,7 @@ def reading_verdicts(benched: Artifact) -> list[Verdict]:
             f"A token behind {longest:,} tokens takes at most {_SLOWER} of the dense cache's time "
             f"({arm_name(about[arm])}; a goal of ours)."
         )
-        found.append(Verdict(claim, _below(ratios["dense"], _SLOWER), f"{evidence}."))
+        found.append(judge(claim, ratios["dense"] - _SLOWER, f"{evidence}."))
     return found
 
 
@@ -99,11 +134,14 @@ def _smaller(study: Study, arm: str) -> list[Verdict]:
         return []
     saving = study.saving(arm)
     return [
-        Verdict(
+        decide(
             f"The cache is over {100 * _SAVING:.0f} % smaller ({study.title(arm)}).",
-            "reproduced" if saving > _SAVING else "not reproduced",
             f"{100 * saving:.1f} % fewer bytes held than 16-bit states take, masks, signs and "
             "gains counted.",
+            holds=saving > _SAVING,
+            fails=saving <= _SAVING,
+            paper=True,
+            conditions=conditions(study, arm),
         )
     ]
 
@@ -114,58 +152,85 @@ def _under(study: Study, answers: Study, arm: str, other: str, name: str) -> lis
     claim = f"At r = 0.8 the loss against {name} is under {100 * _LOSS:.0f} %"
     change = study.perplexity_change(arm, other)
     evidence = f"Perplexity {interval(change, 1, sign=True, scale=100)} %."
-    found = [Verdict(f"{claim} of perplexity (ours).", _below(change, _LOSS), evidence)]
+    found = [judge(f"{claim} of perplexity (ours).", change - _LOSS, evidence)]
     asked = answers if {arm, other} <= answers.about.keys() and answers.prompted else study
     if asked.prompted:
         score, full = asked.change(arm, other, "score"), asked.mean(other, "score").value
-        loss = Interval(-score.value, -score.high, -score.low)
         evidence = (
             f"Answers {interval(score, 1, sign=True, scale=100)} points of {100 * full:.1f} % "
             f"({asked.prompted} prompts)."
         )
-        found.append(Verdict(f"{claim} of answers.", _below(loss, _LOSS * full), evidence))
+        found.append(
+            judge(
+                f"{claim} of answers.",
+                (0 - score) - _LOSS * full,
+                evidence,
+                paper=True,
+                conditions=conditions(asked, arm),
+            )
+        )
     return found
 
 
-def _below(change: Interval, bound: float) -> str:
-    if change.high < bound:
-        return "supported"
-    return "not supported" if change.low > bound else "inconclusive"
+def _less(
+    claim: str,
+    change: Interval,
+    evidence: str,
+    ratio: float,
+    *,
+    paper: bool,
+    conditions: tuple[str, ...],
+) -> Verdict:
+    """Whether an arm is below another; never so if it was allowed `ratio` times the bytes."""
+    verdict = judge(claim, change, evidence, paper=paper, conditions=conditions)
+    if change.high < 0 and ratio > _EQUAL:
+        return decide(claim, evidence, holds=False, fails=False)
+    return verdict
 
 
-def _less(change: Interval, ratio: float) -> str:
-    """Whether an arm is below another; not if it was allowed `ratio` times the bytes."""
-    outcome = _below(change, 0.0)
-    return "inconclusive" if outcome == "supported" and ratio > _EQUAL else outcome
-
-
-def _better(study: Study, arm: str, other: str, claim: str) -> list[Verdict]:
+def _better(
+    study: Study, arm: str, other: str, claim: str, *, paper: bool = False
+) -> list[Verdict]:
     if not {arm, other} <= study.about.keys():
         return []
     change = study.change(arm, other, "kl")
     ratio = study.bytes_per_token(arm) / study.bytes_per_token(other)
-    outcome = _less(change, ratio)
     evidence = f"KL {interval(change, 4, sign=True)} nats at {ratio:.2f} of the bytes."
     if study.prompted:
         score = study.change(arm, other, "score")
         evidence += f" Answers {interval(score, 1, sign=True, scale=100)} points."
     return [
-        Verdict(f"{claim} ({study.title(arm)} against {study.title(other)}).", outcome, evidence)
+        _less(
+            f"{claim} ({study.title(arm)} against {study.title(other)}).",
+            change,
+            evidence,
+            ratio,
+            paper=paper,
+            conditions=conditions(study, arm, on_text=True),
+        )
     ]
 
 
-def _answers(study: Study, arm: str, other: str, claim: str) -> list[Verdict]:
+def _answers(
+    study: Study, arm: str, other: str, claim: str, *, paper: bool = False
+) -> list[Verdict]:
     if not {arm, other} <= study.about.keys() or not study.prompted:
         return []
     more = study.change(arm, other, "score")
     ratio = study.bytes_per_token(arm) / study.bytes_per_token(other)
-    outcome = _less(Interval(-more.value, -more.high, -more.low), ratio)
     evidence = (
         f"{interval(more, 1, sign=True, scale=100)} points of {study.prompted} prompts at "
         f"{ratio:.2f} of the bytes."
     )
     return [
-        Verdict(f"{claim} ({study.title(arm)} against {study.title(other)}).", outcome, evidence)
+        _less(
+            f"{claim} ({study.title(arm)} against {study.title(other)}).",
+            0 - more,
+            evidence,
+            ratio,
+            paper=paper,
+            conditions=conditions(study, arm),
+        )
     ]
 
 
@@ -304,7 +369,7 @@ def result_rows(study: Study, evaluated: Artifact) -> list[dict[str, Any]]:
                     "saving": study.saving(arm),
                     **{key: one.value for key, one in measures.items()},
                 },
-                "intervals": {key: [one.low, one.high] for key, one in measures.items()},
+                "intervals": {key: one.ends for key, one in measures.items()},
                 "n": examples,
                 "artifact": evaluated.label,
             }

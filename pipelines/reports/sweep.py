@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from effllm.modules.evaluation.intervals import Interval
+from effllm.modules.evaluation.intervals import INTERVALS, Interval
 from effllm.pipelines.artifacts import Sweep
 from effllm.pipelines.reports.arms import Arm
 from effllm.pipelines.reports.decoding import interval
@@ -122,7 +122,7 @@ def knob_table(data: SweepRows, arm: str) -> Table:
         note=f"K={tokens}, W={centre['window']}, gate {centre['threshold']:g} nats, "
         f"{centre['window_check']} window unless the row says otherwise. Kept: of the mismatches "
         "up to the first rejected one of a round. Regret: mean ln p(target's choice) - ln p(kept). "
-        "95 % bootstrap intervals over prompts.",
+        f"{INTERVALS}; over prompts.",
         strong=strong,
     )
 

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from effllm.pipelines.reports.comparison import Comparison, signed, verdict
+from dataclasses import replace
+
+from effllm.pipelines.reports.comparison import Comparison, signed
 from effllm.pipelines.reports.page import Verdict
 from effllm.pipelines.reports.seeds import seed_differences
-from effllm.pipelines.reports.tyr import ABLATED, EVEN, SECOND, VARIANT, sparsities
+from effllm.pipelines.reports.tyr import (
+    ABLATED,
+    EVEN,
+    SECOND,
+    VARIANT,
+    conditions,
+    sparsities,
+)
+from effllm.pipelines.reports.verdicts import judge
 
 
 def verdicts(data: Comparison) -> list[Verdict]:
@@ -26,13 +36,16 @@ def verdicts(data: Comparison) -> list[Verdict]:
             )
             claim = f"At {sparsity} the searched model beats {name} in test perplexity."
             paper = base == "second" or sparsity == ABLATED
-            found.append(verdict(claim, change, evidence, margin=0.0, paper=paper))
+            row = mine.find("searched", VARIANT, sparsity)
+            assert row is not None
+            differs = conditions(mine, row)
+            found.append(judge(claim, change, evidence, paper=paper, conditions=differs))
     return found
 
 
 def at(data: Comparison, sparsity: str) -> Comparison:
     """The rows of one sparsity."""
-    return Comparison([row for row in data.rows if row.pattern == sparsity], data.resamples)
+    return replace(data, rows=[row for row in data.rows if row.pattern == sparsity])
 
 
 def _list(changes: list[float]) -> str:

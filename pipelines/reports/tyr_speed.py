@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from effllm.modules.evaluation.intervals import Interval, bootstrap
+from effllm.modules.evaluation.intervals import Interval, estimate
 from effllm.pipelines.artifacts import Speeds
 from effllm.pipelines.reports.comparison import Row, number
 from effllm.pipelines.reports.page import Table
@@ -48,7 +48,12 @@ class Speedup:
 
 def _ratio(mine: list[Any], dense: list[Any], key: str, resamples: int) -> Interval:
     pairs = np.array([[a[key], b[key]] for a, b in zip(mine, dense, strict=True)])
-    return bootstrap(pairs, transform=lambda m: m[..., 1] / m[..., 0], resamples=resamples)
+    return estimate(
+        pairs,
+        transform=lambda m: m[..., 1] / m[..., 0],
+        bounds=(0, np.inf),
+        resamples=resamples,
+    )
 
 
 def gather_speeds(
@@ -98,7 +103,7 @@ def speed_table(speeds: Sequence[Speedup], prompt: int, new: int) -> Table:
         body,
         note="Same loop, prompts, packed bfloat16 weights where the machine has them; "
         f"{new} tokens are decoded behind each prompt; the models take turns in one process. 95 % "
-        "bootstrap intervals over rounds. Distinct pairs: of the tokens decoded greedily; few "
+        "intervals over rounds. Distinct pairs: of the tokens decoded greedily; few "
         "mean that the model repeats itself.",
         strong=frozenset(i for i, one in enumerate(speeds) if one.row.base == "searched"),
     )
@@ -106,4 +111,4 @@ def speed_table(speeds: Sequence[Speedup], prompt: int, new: int) -> Table:
 
 def times(interval: Interval) -> str:
     """`1.41 [1.38, 1.45]`."""
-    return f"{interval.value:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
+    return interval.text(lambda value: f"{value:.2f}")

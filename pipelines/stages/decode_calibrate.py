@@ -105,20 +105,20 @@ class DecodeCalibrate(Stage):
         import numpy as np
 
         from effllm.modules.decoding.costs import pass_seconds
-        from effllm.modules.evaluation.intervals import bootstrap
+        from effllm.modules.evaluation.intervals import estimate
 
         widths = sorted({0, 1, 2, 3, 4, 6, 8, 12, 16, widest} & set(range(widest + 1)))
         seconds = pass_seconds(runner, widths, context=self.context, repeats=self.repeats)
         found = {}
         for width in widths:
-            ratio = bootstrap(
+            ratio = estimate(
                 np.stack([seconds[width], seconds[1]], axis=1),
                 transform=lambda means: means[..., 0] / means[..., 1],
             )
             found[width] = {
                 "seconds": float(np.median(seconds[width])),
                 "ratio": ratio.value,
-                "interval": [ratio.low, ratio.high],
+                "interval": ratio.ends,
             }
         return found
 

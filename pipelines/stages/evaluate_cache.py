@@ -35,6 +35,7 @@ class EvaluateCache(Stage):
         seed: of the run; nothing is drawn.
     """
 
+    PART_VERSIONS: ClassVar = {"ExpectedAttention": 2}  # 2: sinks take no attention from others
     INPUTS: ClassVar = {
         "model": Checkpoint,
         "windows": Many(Windows),

@@ -20,7 +20,7 @@ from effllm.pipelines.stages.report import ReportStage
 class ReportFly(ReportStage):
     """Read the benchmark, the costs and the sweep if there are any, and say what they show."""
 
-    VERSION: ClassVar[int] = 3  # 3: with the cost; claims name the rule
+    VERSION: ClassVar[int] = 4  # 4: one verdict rule, Student's t below 30 examples
 
     def run(self, ctx: StageContext) -> Metrics:
         """`index.html`, `report.md`, `results.json` and `figures/`."""
@@ -28,18 +28,25 @@ class ReportFly(ReportStage):
         from effllm.pipelines.reports.frame import cost, smoke_warning
         from effllm.pipelines.reports.page import Heading, Page, Text
         from effllm.pipelines.reports.sweep import WHAT_IT_IS, SweepRows, draw_tradeoff, knob_table
+        from effllm.pipelines.reports.verdicts import shown_at
 
         results = ctx.input_list("results", Artifact)
         benched = next(one for one in results if one.manifest["stage"] == "decode_bench")
-        bench = decoding.Bench.of(
-            benched.read_rows("predictions.jsonl"), benched.read_json("arms.json"), self.resamples
-        )
         # More than one model and set of prompts may be among the results: those of the benchmark.
         by_label = {one.label: one for one in results}
         target = by_label[benched.manifest["inputs"]["model"]]
         prompts = by_label[benched.manifest["inputs"]["prompts"]]
         assert isinstance(target, Checkpoint) and isinstance(prompts, Prompts)
         tokenizer = target.load_tokenizer()
+        bench = decoding.Bench.of(
+            benched.read_rows("predictions.jsonl"),
+            benched.read_json("arms.json"),
+            self.resamples,
+            fly.run_conditions(
+                target.manifest["sources"]["source"]["name"],
+                prompts.manifest["sources"].get("source", {"name": "from articles"})["name"],
+            ),
+        )
         texts = {prompt.id: prompt.text for prompt in prompts.prompts()}
         page = Page(
             "FLy: loosely speculative decoding",
@@ -50,7 +57,7 @@ class ReportFly(ReportStage):
         page.add(*smoke_warning(self.scale))
         page.add(Heading("Speed beside quality"), decoding.speed_table(bench))
         claims = Heading("What the paper claims, and what these numbers say")
-        page.add(claims, *fly.verdicts(bench))
+        page.add(claims, *shown_at(self.scale, fly.verdicts(bench)))
         page.add(Heading("Passes and time"), decoding.cost_table(bench))
         page.add(fly.draw_acceptance(bench, ctx.workdir / "figures"))
         measured = next(iter(ctx.input_list("results", Calibration)), None)
@@ -79,22 +86,27 @@ class ReportFly(ReportStage):
 class ReportFlyAccuracy(ReportStage):
     """Right answers of every decoder beside those of plain decoding."""
 
+    VERSION: ClassVar[int] = 2  # 2: one verdict rule, Student's t below 30 examples
+
     def run(self, ctx: StageContext) -> Metrics:
         """`index.html`, `report.md` and `results.json`."""
         from effllm.pipelines.reports import answers
         from effllm.pipelines.reports.frame import cost, smoke_warning
         from effllm.pipelines.reports.page import Heading, Page
+        from effllm.pipelines.reports.verdicts import shown_at
 
         results = ctx.input_list("results", Artifact)
-        bench = answers.gather_answers(results, self.resamples)
         read = next(one for one in results if one.manifest["stage"] == "evaluate_generation")
+        bench = answers.gather_answers(results, self.resamples)
+        target = next(one for one in results if one.label == read.manifest["inputs"]["model"])
+        name = target.manifest["sources"]["source"]["name"]
         page = Page(
             "FLy: right answers",
-            f"Target {read.manifest['inputs']['model']}, scale {self.scale}, greedy. Every figure "
-            "was measured by effllm.",
+            f"Target {name}, scale {self.scale}, greedy. Every figure was measured by effllm.",
         )
         page.add(*smoke_warning(self.scale))
         page.add(Heading("Right answers"), answers.answer_table(bench))
-        page.add(Heading("Verdicts"), *answers.verdicts(bench))
+        verdicts = answers.verdicts(bench, name)
+        page.add(Heading("Verdicts"), *shown_at(self.scale, verdicts))
         page.add(Heading("Cost and provenance"), cost(results))
         return self.publish(ctx, page, answers.result_rows(bench))

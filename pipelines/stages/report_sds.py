@@ -17,7 +17,7 @@ class ReportSds(ReportStage):
         seed: calibration seed of the rows.
     """
 
-    VERSION: ClassVar[int] = 3  # 3: intervals over documents
+    VERSION: ClassVar[int] = 4  # 4: one verdict rule, Student's t below 30 examples
 
     seed: Seed
 
@@ -29,10 +29,12 @@ class ReportSds(ReportStage):
         from effllm.pipelines.reports.frame import cost, smoke_warning
         from effllm.pipelines.reports.page import Figure, Heading, Page, Text
         from effllm.pipelines.reports.subjects import gather_subjects
+        from effllm.pipelines.reports.verdicts import differing, model_and_texts, shown_at
 
         results = ctx.input_list("results", Artifact)
         rows = [sds.describe(subject) for subject in gather_subjects(results)]
-        data = Comparison(sorted(rows, key=sds.order), self.resamples)
+        differs = differing(model_and_texts(results), sds.PAPER_RUN)
+        data = Comparison(sorted(rows, key=sds.order), self.resamples, differs)
         figures = ctx.workdir / "figures"
         model = next(a for a in results if a.manifest["stage"] == "import_model")
         name = model.manifest["sources"]["source"]["name"]
@@ -51,15 +53,16 @@ class ReportSds(ReportStage):
         sds_figures.draw_perplexity(data, figures, sds.MAIN)
         page.add(Figure("perplexity", "Test perplexity at 2:4; filled: SDS."))
         page.add(Heading("What the paper claims, and what these numbers say"))
-        page.add(*sds.verdicts(data))
+        page.add(*shown_at(self.scale, sds.verdicts(data)))
         page.add(
             Text(
                 "Verdicts rest on 95 % intervals over test documents or items for one calibration "
                 "seed. Another calibration draw moves perplexities and their differences, so a "
                 f"difference in perplexity counts only where its interval clears "
                 f"{sds.SEED_MARGIN:g} %, one in accuracy where it excludes zero; several seeds in "
-                "one report: make sds-seeds. Supported and not supported are about "
-                "our controls, which the paper does not have."
+                "one report: make sds-seeds. Claims of the paper are reproduced only under its "
+                "conditions; those that differ here stand beside the outcome. Supported and not "
+                "supported without more are about our controls, which the paper does not have."
             )
         )
         page.add(*(Text(line) for line in _selections(results)))

@@ -1,7 +1,7 @@
 """The two studies around SDS as reports: the search for a setting, and calibration seeds."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from effllm.pipelines.artifacts import Artifact
 from effllm.pipelines.stage import Metrics, StageContext
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class ReportSdsSearch(ReportStage):
     """Which setting of the re-dense step held-out text prefers, and what it does on test text."""
+
+    VERSION: ClassVar[int] = 2  # 2: Student's t below 30 examples
 
     def run(self, ctx: StageContext) -> Metrics:
         """`index.html`, `report.md` and `results.json`."""
@@ -38,10 +40,13 @@ class ReportSdsSearch(ReportStage):
 class ReportSdsSeeds(ReportStage):
     """SDS and its controls over several calibration seeds."""
 
+    VERSION: ClassVar[int] = 2  # 2: one verdict rule, Student's t below 30 examples
+
     def run(self, ctx: StageContext) -> Metrics:
         """`index.html`, `report.md` and `results.json`."""
         from effllm.pipelines.reports import sds, sds_study
         from effllm.pipelines.reports.page import Heading, Page
+        from effllm.pipelines.reports.verdicts import shown_at
 
         data = _comparison(ctx, self.resamples)
         page = Page(
@@ -50,7 +55,8 @@ class ReportSdsSeeds(ReportStage):
             "draws its own calibration windows.",
         )
         page.add(Heading("Perplexity by seed"), sds_study.seeds_table(data))
-        page.add(Heading("Verdicts over seeds"), *sds_study.seeds_verdicts(data))
+        verdicts = sds_study.seeds_verdicts(data)
+        page.add(Heading("Verdicts over seeds"), *shown_at(self.scale, verdicts))
         page.add(sds_study.pooled_spread(data))
         return self.publish(ctx, page, sds.result_rows(data, "sds"))
 
@@ -59,6 +65,9 @@ def _comparison(ctx: StageContext, resamples: int) -> "Comparison":
     from effllm.pipelines.reports import sds
     from effllm.pipelines.reports.comparison import Comparison
     from effllm.pipelines.reports.subjects import gather_subjects
+    from effllm.pipelines.reports.verdicts import differing, model_and_texts
 
-    rows = [sds.describe(one) for one in gather_subjects(ctx.input_list("results", Artifact))]
-    return Comparison(sorted(rows, key=sds.order), resamples)
+    results = ctx.input_list("results", Artifact)
+    rows = [sds.describe(one) for one in gather_subjects(results)]
+    differs = differing(model_and_texts(results), sds.PAPER_RUN)
+    return Comparison(sorted(rows, key=sds.order), resamples, differs)

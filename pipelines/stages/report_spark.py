@@ -14,23 +14,37 @@ from effllm.pipelines.stages.report import ReportStage
 class ReportSpark(ReportStage):
     """Read the evaluation, and the times if there are any, and say what they show."""
 
-    VERSION: ClassVar[int] = 4  # 4: verdicts on answers from more prompts
+    VERSION: ClassVar[int] = 5  # 5: one verdict rule, Student's t below 30 examples
 
     def run(self, ctx: StageContext) -> Metrics:
         """`index.html`, `report.md`, `results.json` and `figures/`."""
         from effllm.pipelines.reports import caches, spark
         from effllm.pipelines.reports.frame import cost, smoke_warning
         from effllm.pipelines.reports.page import Heading, Page, Text
+        from effllm.pipelines.reports.verdicts import short_name, shown_at
 
         results = ctx.input_list("results", Artifact)
         evaluations = [one for one in results if one.manifest["stage"] == "evaluate_cache"]
         evaluated = next(one for one in evaluations if _has(one, "windows", "prompts"))
-        study = caches.Study.of(evaluated, self.resamples)
         asked = [one for one in evaluations if not _has(one, "windows")]
         outside = [one for one in asked if not one.manifest["config"]["question_inside"]]
-        answers = caches.Study.of(outside[0], self.resamples) if outside else study
         by_label = {one.label: one for one in results}
         model = by_label[evaluated.manifest["inputs"]["model"]]
+
+        def study_of(one: Artifact) -> caches.Study:
+            asked_from = [by_label[label] for label in one.manifest["inputs"]["prompts"]]
+            names = [
+                each.manifest["sources"].get("source", {"name": "ours"}) for each in asked_from
+            ]
+            differs = spark.run_conditions(
+                short_name(model.manifest["sources"]["source"]["name"]),
+                " and ".join(each["name"] for each in names),
+                inside=one.manifest["config"]["question_inside"],
+            )
+            return caches.Study.of(one, self.resamples, differs)
+
+        study = study_of(evaluated)
+        answers = study_of(outside[0]) if outside else study
         settings = study.settings
         page = Page(
             "SparK: key channels pruned per token, and recovered",
@@ -46,9 +60,10 @@ class ReportSpark(ReportStage):
         folder = ctx.workdir / "figures"
         claims = Heading("What the paper claims, and what these numbers say")
         benched = next((one for one in results if one.manifest["stage"] == "cache_bench"), None)
-        page.add(claims, *spark.verdicts(study, answers))
+        verdicts = spark.verdicts(study, answers)
         if benched is not None:
-            page.add(*spark.reading_verdicts(benched))
+            verdicts += spark.reading_verdicts(benched)
+        page.add(claims, *shown_at(self.scale, verdicts))
         page.add(
             Heading("Bytes beside quality"),
             Text(spark.region(study, main)),
@@ -57,7 +72,7 @@ class ReportSpark(ReportStage):
                 main,
                 note="Bytes per token of the context, all layers, keys and values, with masks, "
                 "signs, gains and dense tails. KL and perplexity on texts against the full cache "
-                "in the dtype of the computation; answers on long prompts. 95 % bootstrap "
+                "in the dtype of the computation; answers on long prompts. 95 % "
                 "intervals over texts or prompts.",
             ),
             spark.draw_tradeoff(study, main, folder),

@@ -14,7 +14,7 @@ from effllm.pipelines.stages.report import ReportStage
 class ReportTyrSeeds(ReportStage):
     """The search, its even level and its nearest rival over seeds of calibration and moves."""
 
-    VERSION: ClassVar[int] = 2  # 2: "reproduced" only of what the paper has a figure for
+    VERSION: ClassVar[int] = 3  # 3: one verdict rule, Student's t below 30 examples
 
     def run(self, ctx: StageContext) -> Metrics:
         """`index.html`, `report.md` and `results.json`."""
@@ -24,16 +24,19 @@ class ReportTyrSeeds(ReportStage):
         from effllm.pipelines.reports.page import Heading, Page
         from effllm.pipelines.reports.seeds import seeds_table
         from effllm.pipelines.reports.subjects import gather_subjects
+        from effllm.pipelines.reports.verdicts import differing, model_and_texts, shown_at
 
         results = ctx.input_list("results", Artifact)
-        data = Comparison(tyr.describe_all(gather_subjects(results)), self.resamples)
+        differs = differing(model_and_texts(results), tyr.PAPER_RUN)
+        data = Comparison(tyr.describe_all(gather_subjects(results)), self.resamples, differs)
         page = Page(
             "Týr-the-Pruner: seeds",
             f"Scale {self.scale}. The same settings and test windows; each seed draws its own "
             "calibration windows, moves, and text to judge on.",
         )
         page.add(*smoke_warning(self.scale))
-        page.add(Heading("Verdicts over seeds"), *tyr_seeds.verdicts(data))
+        verdicts = tyr_seeds.verdicts(data)
+        page.add(Heading("Verdicts over seeds"), *shown_at(self.scale, verdicts))
         for sparsity in tyr.sparsities(data):
             mine = tyr_seeds.at(data, sparsity)
             page.add(Heading(f"Perplexity by seed at {sparsity}"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -36,6 +36,7 @@ class SweepBlocks(Stage):
         resamples: of the bootstrap over prompts.
     """
 
+    VERSION: ClassVar[int] = 2  # 2: Student's t below 30 prompts
     INPUTS: ClassVar = {"blocks": Blocks}
     OUTPUT: ClassVar = Sweep
 
@@ -50,6 +51,7 @@ class SweepBlocks(Stage):
     def run(self, ctx: StageContext) -> Metrics:
         """`sweep.jsonl`: `{arm, rule, tokens, ...settings, ...figures}`; `arms.json`."""
         from effllm.modules.decoding.sweep import summarise
+        from effllm.modules.evaluation.intervals import Interval
 
         recorded = ctx.input("blocks", Blocks)
         arms = recorded.arms()
@@ -66,7 +68,11 @@ class SweepBlocks(Stage):
             for rule in rules:
                 found = summarise(blocks, rule, resamples=self.resamples)
                 label = type(rule).__name__.removesuffix("Rule").lower()
-                rows.append({"arm": name, "rule": label, **vars(rule), **asdict(found)})
+                figures = {
+                    key: one.plain if isinstance(one, Interval) else one
+                    for key, one in vars(found).items()
+                }
+                rows.append({"arm": name, "rule": label, **vars(rule), **figures})
             ctx.progress(number + 1, len(arms), "arm")
         write_rows(ctx.workdir / "sweep.jsonl", rows)
         write_json(ctx.workdir / "arms.json", arms)

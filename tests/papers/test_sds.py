@@ -1,6 +1,7 @@
 """SDS at smoke scale through the command line, as a user runs it."""
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -47,7 +48,8 @@ def test_rows_follow_the_schema(rows):
     assert {"Dense", "Magnitude", "Wanda", "SparseGPT"} <= methods
     assert {"SparseGPT + refit", "SparseGPT + IHT", "SDS (SparseGPT)", "SDS (Wanda)"} <= methods
     for row in rows:
-        for key, (low, high) in row["intervals"].items():
+        for key, ends in row["intervals"].items():
+            low, high = ends or (-math.inf, math.inf)  # none below five examples
             assert low <= row["metrics"][key] <= high and row["n"][key] > 1
 
 

@@ -64,7 +64,7 @@ def test_bytes_are_those_of_the_formula(evaluations):
     assert held["snapkv_25"] == heads * 20 * 64
 
 
-def test_the_report_says_what_is_the_papers_and_checks_equal_bytes(outputs):
+def test_the_report_says_what_is_the_papers_and_judges_nothing(outputs):
     folder = outputs / "reports" / "spark-smoke"
     page = (folder / "index.html").read_text()
     assert "not comparable" in page and "<script" not in page
@@ -73,14 +73,13 @@ def test_the_report_says_what_is_the_papers_and_checks_equal_bytes(outputs):
         assert (folder / "figures" / f"{name}.csv").is_file()
     rows = json.loads((folder / "results.json").read_text())
     for row in rows:
-        for key, (low, high) in row["intervals"].items():
-            assert low <= row["metrics"][key] + 1e-12 and row["metrics"][key] <= high + 1e-12
+        for key, ends in row["intervals"].items():
+            assert (ends is None) == (row["n"][key] < 5)
+            if ends is not None:
+                assert ends[0] <= row["metrics"][key] + 1e-12
+                assert row["metrics"][key] <= ends[1] + 1e-12
     text = (folder / "report.md").read_text()
-    (against_eviction,) = [
-        line for line in text.splitlines() if "better than eviction at equal bytes" in line
-    ]
-    # With 16 channels, bits and gain weigh more: SparK holds more than SnapKV there.
-    assert not against_eviction.startswith("- **supported**")
+    assert "No verdicts at smoke scale." in text and "- **" not in text
 
 
 def test_an_interrupted_evaluation_goes_on_at_the_next_example(outputs, tmp_path, monkeypatch):

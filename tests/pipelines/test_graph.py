@@ -7,7 +7,7 @@ from effllm.modules.errors import (
     ConfigError,
     GraphError,
 )
-from effllm.pipelines.identity import canonical_json, fingerprint
+from effllm.pipelines.identity import canonical_json, fingerprint, recipe_digest
 from effllm.pipelines.stage import Many
 
 
@@ -56,6 +56,24 @@ def test_a_version_bump_changes_the_digest(pipeline, store, monkeypatch):
     monkeypatch.setattr(toy_stages.Scale, "VERSION", 2)
     second = digests(pipeline, store)
     assert first["count"] == second["count"] and first["double"] != second["double"]
+
+
+def test_a_part_of_another_version_changes_digests_that_have_it_alone():
+    def digest(part, parts):
+        return recipe_digest(
+            target="t",
+            version=1,
+            parts=parts,
+            config={"arms": [{"evict": {"_target_": f"effllm.modules.{part}"}}]},
+            volatile=(),
+            defaults={},
+            inputs={},
+            sources={},
+        )
+
+    assert digest("Tova", {"Expected": 2}) == digest("Tova", {})
+    assert digest("Expected", {"Expected": 2}) != digest("Expected", {})
+    assert digest("Expected", {"Expected": 2}) != digest("Expected", {"Expected": 3})
 
 
 def test_a_later_field_at_its_old_value_keeps_the_digest(pipeline, store, monkeypatch):

@@ -1,12 +1,14 @@
 """Verdicts of the SparK report on rows made by hand."""
 
+import dataclasses
+
 import pytest
 
 from effllm.modules.kvcache.compression import Compression
 from effllm.modules.kvcache.formats import Dense, SparkKeys
 from effllm.modules.kvcache.rivals import ThinkKeys
 from effllm.pipelines.reports.caches import Study, answer_table
-from effllm.pipelines.reports.spark import verdicts
+from effllm.pipelines.reports.spark import run_conditions, verdicts
 from effllm.pipelines.stages.evaluate_cache import describe
 
 ARMS = {
@@ -40,7 +42,7 @@ def study(scores, *, size=None, prompts=40, texts=0):
 
 def outcomes(answers, main_scores=None):
     usual = {"dense": 0.6, "spark_80": 0.5, "think_for_80": 0.1}
-    found = verdicts(study(main_scores or usual, texts=3), answers)
+    found = verdicts(study(main_scores or usual, texts=6), answers)
     return {one.claim: one for one in found}
 
 
@@ -52,8 +54,8 @@ def the(found, words):
 @pytest.mark.parametrize(
     ("spark", "think", "size", "outcome"),
     [
-        (0.5, 0.1, 700, "supported"),
-        (0.1, 0.5, 700, "not supported"),
+        (0.5, 0.1, 700, "supported under other conditions"),
+        (0.1, 0.5, 700, "not supported under other conditions"),
         (0.5, 0.5, 700, "inconclusive"),
         (0.5, 0.1, 800, "inconclusive"),  # it was allowed more bytes
     ],
@@ -68,11 +70,31 @@ def test_more_answers_count_at_equal_bytes_only(spark, think, size, outcome):
 def test_the_larger_set_of_prompts_decides_on_the_loss_if_it_has_any():
     loss = "the loss against the full cache is under 5 % of answers"
     kept = {"dense": 0.6, "spark_80": 0.6, "think_for_80": 0.1}
-    assert the(outcomes(study(kept, prompts=300)), loss).outcome == "supported"
+    held = "supported under other conditions"
+    assert the(outcomes(study(kept, prompts=300)), loss).outcome == held
     worse = {**kept, "spark_80": 0.2}
-    assert the(outcomes(study(kept, prompts=300), worse), loss).outcome == "supported"
+    assert the(outcomes(study(kept, prompts=300), worse), loss).outcome == held
     found = outcomes(study(kept, prompts=0), worse)  # every prompt was beyond the full cache
-    assert the(found, loss).outcome == "not supported" and not any(CLAIM in one for one in found)
+    assert the(found, loss).outcome == f"not {held}" and not any(CLAIM in one for one in found)
+
+
+def test_conditions_of_the_keys_and_of_the_run_stand_in_the_verdict():
+    differs = run_conditions("smollm2_135m", "ours", inside=False)
+    scores = {"dense": 0.6, "spark_80": 0.5, "think_for_80": 0.1}
+    here = dataclasses.replace(study(scores, texts=6), conditions=differs)
+    found = {one.claim: one for one in verdicts(here, here)}
+    smaller = the(found, "% smaller")
+    assert smaller.outcome == "supported under other conditions"
+    assert smaller.conditions == (
+        "keys = around their mean, paper as they are",
+        "last tokens dense = 32, paper 0",
+        "group of queries = rms, paper mean_signed",
+        "model = smollm2_135m, paper Meta-Llama-3-8B-Instruct or Llama-3.1-8B-Instruct",
+        "prompts = ours, paper longbench",
+        "question = after it, paper inside the compressed prompt",
+    )
+    assert the(found, "% of perplexity (ours)").conditions == ()
+    assert run_conditions("Llama-3.1-8B-Instruct", "longbench", inside=True) == ()
 
 
 def test_answers_of_pairs_stand_side_by_side():

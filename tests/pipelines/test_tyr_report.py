@@ -1,13 +1,15 @@
-"""How rows and searches of the Týr report are named."""
+"""How rows and searches of the Týr report are named, and its verdicts."""
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tyr_steps import SEARCHED
 
 from effllm.pipelines.artifacts import Allocation, Artifact, Checkpoint
+from effllm.pipelines.reports.comparison import Comparison
 from effllm.pipelines.reports.subjects import Subject
-from effllm.pipelines.reports.tyr import describe_all, searches
+from effllm.pipelines.reports.tyr import describe_all, searches, verdicts
 
 ALONE = {**SEARCHED, "guided": 0}
 
@@ -69,3 +71,34 @@ def test_searches_are_named_by_the_models_that_they_led_to():
         "Týr, searched, 50 %": second,
         "Týr, searched: evolution alone, 50 %": first,
     }
+
+
+def gained(test, heldout, *steps, conditions=()):
+    """The verdicts on two models, the second with so much more nats on every window."""
+    rows = [
+        Subject(str(n), [step], {"test": np.full(6, n * test), "heldout": np.full(6, n * heldout)})
+        for n, step in enumerate(steps)
+    ]
+    return verdicts(Comparison(describe_all(rows), 100, conditions), [])
+
+
+def test_a_second_round_is_judged_on_test_text_beyond_another_draw():
+    def said(test):
+        second = {**SEARCHED, "iteration": 2}
+        (found,) = gained(np.log1p(test / 100), np.log1p(-0.3), SEARCHED, second)
+        assert "second, finer round" in found.claim and "held-out -30.0" in found.evidence
+        return found.outcome
+
+    assert said(+0.2) == "inconclusive"  # whatever held-out text says
+    assert said(-1.5) == "inconclusive"  # another seed moves a difference by as much
+    assert said(-2.5) == "supported"
+
+
+def test_guided_generations_and_rounds_that_the_paper_has_not_stand_in_the_verdict():
+    even = {**ALONE, "searched": 0}
+    paper = {**ALONE, "iteration": 1}
+    (found,) = gained(0.3, 0.3, SEARCHED, even)
+    assert found.outcome == "supported under other conditions"
+    assert found.conditions == ("guided generations = 4, paper 0", "rounds = 1, paper 4")
+    (found,) = gained(0.3, 0.3, paper, even, conditions=("model = x, paper y",))
+    assert found.conditions == ("rounds = 1, paper 4", "model = x, paper y")

@@ -138,6 +138,37 @@ def test_dead_columns_lose_their_weight_and_do_not_break_the_factor(problem):
     assert bool((found.weight[:, 7] == 0).all()) and bool(found.weight.isfinite().all())
 
 
+@pytest.mark.parametrize("energy", [1.0, 1e-6, 1e6])
+def test_dead_columns_change_nothing_for_the_live_ones(problem, energy):
+    """ReLU networks: many dead inputs, small live ones; the damping stays 1 % of the live mean."""
+    _, _, gram = problem()
+    live = energy * gram.float()
+    places = torch.arange(0, 64, 2)
+    spread = torch.zeros(64, 64)
+    spread[places[:, None], places] = live
+    (factor, damping), (alone, _) = inverse_factor(spread, 0.01), inverse_factor(live, 0.01)
+    assert damping == 0.01
+    scale = energy**-0.5
+    torch.testing.assert_close(
+        factor[places[:, None], places] / scale, alone / scale, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_without_dead_columns_the_factor_is_what_it_was(problem):
+    """Bit for bit, so that stored results stay valid."""
+    _, _, gram = problem()
+    hessian = gram.float().clone()
+    hessian.diagonal().add_(0.01 * float(hessian.diagonal().mean()))
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
+    assert torch.equal(inverse_factor(gram, 0.01)[0], torch.linalg.cholesky(inverse, upper=True))
+
+
+def test_a_layer_without_any_input_is_factorised():
+    factor, damping = inverse_factor(torch.zeros(4, 4), 0.01)
+    torch.testing.assert_close(factor, torch.eye(4) * 1.01**-0.5)
+    assert damping == 0.01
+
+
 def test_damping_grows_until_the_factor_exists_and_is_reported():
     indefinite = torch.diag(torch.tensor([1.0, 1.0, 1.0, -0.05]))
     assert inverse_factor(indefinite, 0.01)[1] == pytest.approx(0.1)

@@ -240,6 +240,10 @@ def test_a_summary_by_hand():
     assert found.loosened == 1 and found.loosened_share.value == pytest.approx(1 / 2)
     assert found.loosened_tokens.value == pytest.approx(100 / 10)
     assert found.regret.value == pytest.approx(0.4)
-    assert found.tau.low <= found.tau.value <= found.tau.high
-    shut = summarise(prompts, FlyRule(tokens=4, window=1, threshold=9.0), resamples=500)
+    assert not found.tau.known  # two texts say nothing of others
+    more = {f"{name}{copy}": blocks for name, blocks in prompts.items() for copy in range(3)}
+    again = summarise(more, rule, resamples=500)
+    assert again.tau.value == pytest.approx(found.tau.value)
+    assert again.tau.low < again.tau.value < again.tau.high
+    shut = summarise(more, FlyRule(tokens=4, window=1, threshold=9.0), resamples=500)
     assert shut.regret is None and shut.tau_over_exact.low == shut.tau_over_exact.high == 1

@@ -1,0 +1,59 @@
+"""What this machine computes in: `auto` in a configuration becomes bfloat16 or float32.
+
+Without bfloat16 instructions, which most laptops lack, passes over many tokens take several times
+as long in bfloat16 as in float32 and round otherwise. The type that was chosen stands in the fields
+of the stages, and so in their digests. Decoding reads more memory than it computes and has a type
+of its own (`budget.decode_dtype`).
+"""
+
+from __future__ import annotations
+
+import re
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+_INSTRUCTIONS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # x86, x86, ARM
+_AUTO = {"dtype": ("float32", "bfloat16"), "precision": ("32-true", "bf16-mixed")}
+
+
+def settle_types(fields: Any, *, able: bool) -> None:
+    """Replace every `dtype: auto` and `precision: auto` in nested plain data, in place.
+
+    Args:
+        fields: of a pipeline.
+        able: whether the machine computes in bfloat16.
+    """
+    if isinstance(fields, list):
+        for one in fields:
+            settle_types(one, able=able)
+    elif isinstance(fields, dict):
+        for name, value in fields.items():
+            if value == "auto" and name in _AUTO:
+                fields[name] = _AUTO[name][able]
+            else:
+                settle_types(value, able=able)
+
+
+def computes_in_bfloat16(device: str, *, root: Path = Path("/")) -> bool:
+    """Whether bfloat16 is as fast as float32 or faster here; torch is not imported.
+
+    Args:
+        device: auto, cpu or cuda, as in `conf/trainer`.
+        root: of the file system; for tests.
+    """
+    return (device != "cpu" and _has_cuda(root)) or _has_instructions(root)
+
+
+def _has_cuda(root: Path) -> bool:
+    """Whether there is an NVIDIA driver, and a torch that can use it."""
+    return (root / "proc/driver/nvidia/version").is_file() and "+cpu" not in version("torch")
+
+
+def _has_instructions(root: Path) -> bool:
+    """Whether the processor says so; one that says nothing (not Linux) counts as unable."""
+    file = root / "proc/cpuinfo"
+    if not file.is_file():
+        return False
+    line = re.search(r"^(?:flags|Features)\s*:(.*)$", file.read_text(), re.MULTILINE)
+    return line is not None and not _INSTRUCTIONS.isdisjoint(line[1].split())
