@@ -150,14 +150,14 @@ def test_settings_that_nobody_knows_are_refused(tmp_path):
 
 
 def test_no_odd_file_gives_a_traceback_or_loses_a_row(tmp_path):
-    """1,000 files of pieces that have been trouble somewhere, under all names and encodings."""
+    """400 files of pieces that have been trouble somewhere, under all names and encodings."""
     pieces = [b"text", b"\n", b"\r\n", b"\r", b"\0", b"\xff\xfe", b"\xef\xbb\xbf", "ä€".encode()]
     pieces += [b"\xe4", b'{"text": "a"}', b'{"text": null}', b'{"text": 3}', b'{"text": "\\ud83d"}']
     pieces += [b"[", b"]", b",", b"{", b"}", b'"', b"PAR1", b"\x1f\x8b", b"\x08", b"\xed\xa0\x80"]
     names = ["a.txt", "a.jsonl", "a.json", "a.parquet", "a.csv", "a"]
     draw = random.Random(0)
     read = 0
-    for _ in range(1000):
+    for _ in range(400):
         content = b"".join(draw.choices(pieces, k=draw.randrange(8)))
         if draw.random() < 0.2:
             content = gzip.compress(content)[: draw.choice([None, -3])]
@@ -179,7 +179,7 @@ def test_no_odd_file_gives_a_traceback_or_loses_a_row(tmp_path):
             )
         else:
             assert len(found) == plain.count('"text"')
-    assert 100 < read < 900
+    assert 40 < read < 360
 
 
 def test_way_of_reading_enters_the_identity_and_the_name_of_json_files_does_not(tmp_path):
