@@ -6,6 +6,8 @@ import json
 import logging
 import math
 import os
+import re
+import shlex
 import shutil
 import sys
 import warnings
@@ -16,7 +18,7 @@ from typing import Any
 import hydra
 from filelock import FileLock
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -41,6 +43,7 @@ def run_command(arguments: Sequence[str]) -> int:
     Raises:
         EffLLMError: what went wrong, on one line; also for whatever Hydra or OmegaConf refuse.
     """
+    arguments = with_home(arguments)
     sys.argv = [sys.argv[0], *arguments]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of being printed by Hydra
     schema.register()
@@ -61,7 +64,7 @@ def run_command(arguments: Sequence[str]) -> int:
     try:
         task()
     except (HydraException, OmegaConfBaseException) as error:
-        raise _one_line(error) from error
+        raise one_line(error) from error
     except OSError as error:  # Hydra makes the run folder before we are asked
         if error.errno not in CANNOT_WRITE:
             raise
@@ -112,9 +115,15 @@ def compose(overrides: Sequence[str], name: str = "config") -> DictConfig:
     schema.register()
     try:
         with hydra.initialize_config_dir(CONF_DIR, version_base="1.3"):
-            return hydra.compose(name, overrides=list(overrides))
+            return hydra.compose(name, overrides=with_home(overrides))
     except (HydraException, OmegaConfBaseException) as error:
-        raise _one_line(error) from error
+        raise one_line(error) from error
+
+
+def with_home(overrides: Sequence[str]) -> list[str]:
+    """Overrides with `~/` at the beginning of a value replaced; no shell does it after "="."""
+    home = os.path.expanduser("~")
+    return [re.sub(r"""(?<=[=\[,"'])~(?=/|["']?$)""", lambda _: home, one) for one in overrides]
 
 
 def resolve(config: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -131,7 +140,7 @@ def resolve(config: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
         }
         sections |= {"paper": config.paper, "scale": config.scale, "seed": config.seed}
     except OmegaConfBaseException as error:
-        raise _one_line(error) from error
+        raise one_line(error) from error
     assert isinstance(pipeline, dict)
     return pipeline, sections  # type: ignore[return-value]
 
@@ -189,22 +198,34 @@ def _options(sections: dict[str, Any], device: str) -> Options:
     execute = sections["execute"]
     if execute["on_error"] not in ("stop", "continue"):
         raise ConfigError(f"execute.on_error: stop or continue, found {execute['on_error']!r}")
-    if device == "auto":
-        import torch
-
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    elif device.startswith("cuda"):
-        import torch
-
-        if not torch.cuda.is_available():
-            raise ConfigError(f"trainer.device={device}: no CUDA device found; use cpu or auto")
     return Options(
         until=execute["until"],
         refresh=tuple(execute["refresh"]),
         on_error=execute["on_error"],
-        device=device,
+        device=device if device == "cpu" else choose_device(device),
         device_map=sections["trainer"]["device_map"],
     )
+
+
+def choose_device(wanted: str) -> str:
+    """The device that `trainer.device` means; imports torch.
+
+    Raises:
+        ConfigError: for one that is not there.
+    """
+    import torch
+
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"trainer.device={wanted}: no CUDA device found; use cpu or auto")
+    try:
+        torch.zeros(1, device=wanted).item()
+    except RuntimeError as error:
+        raise ConfigError(
+            f"trainer.device={wanted}: no such device here; use cpu or auto"
+        ) from error
+    return wanted
 
 
 def _objective(
@@ -261,7 +282,27 @@ def _refuse_unknown_options(arguments: Sequence[str]) -> None:
         )
 
 
-def _one_line(error: Exception) -> ConfigError:
+def one_line(error: Exception) -> ConfigError:
+    """What Hydra or OmegaConf refuse, on one line that says what to type instead."""
+    unread = re.match(r"Ambiguous value for argument '(.*)'\n", str(error))
+    if isinstance(error, OverrideParseException) or unread:
+        argument = unread[1] if unread else getattr(error, "override", "")
+        return ConfigError(" ".join(_explain_quoting(argument).splitlines()))
     parts = [str(error), str(error.__cause__ or "")]
     lines = [line.strip() for part in parts for line in part.splitlines() if line.strip()]
     return ConfigError(" ".join(dict.fromkeys(lines)))
+
+
+def _explain_quoting(argument: str) -> str:
+    """What to type instead of an override that Hydra's grammar does not take."""
+    key, found, value = argument.partition("=")
+    if not found:
+        return f"{argument!r}: settings are given as key=value; see effllm run --help"
+    bare = value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" else value
+    # A backslash counts as one, but in front of a quote.
+    inner = re.sub(r'(\\*)("|$)', lambda m: m[1] * 2 + m[2].replace('"', '\\"'), bare)
+    typed = shlex.quote(f'{key}="{inner}"')
+    return (
+        f"{argument}: this value has letters that mean something to Hydra; put it in quotes "
+        f"inside the shell's quotes: {typed}"
+    )

@@ -22,6 +22,8 @@ from effllm.modules.errors import ConfigError
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what half a character decodes to
 
+_SEEDS = 2**63  # each gives two streams, and PyTorch's seeds are below 2**64
+
 
 @dataclass
 class Session:
@@ -46,6 +48,8 @@ class Session:
     def __post_init__(self) -> None:
         if self.stop_strings and self.tokenizer is None:
             raise ConfigError("stop strings need a tokenizer")
+        if not all(isinstance(one, str) and one for one in self.stop_strings):
+            raise ConfigError(f"stop strings must not be empty, got {list(self.stop_strings)}")
 
     def generate(
         self,
@@ -60,15 +64,18 @@ class Session:
         Args:
             prompt: at least one token id.
             max_new_tokens: budget, never exceeded.
-            seed: of every draw.
+            seed: of every draw; 0 <= seed < 2**63.
             on_text: called with each new piece of text; needs a tokenizer.
 
         Returns:
             What was decoded; when interrupted, what was decoded until then.
 
         Raises:
-            ConfigError: for an empty prompt, several prompts, or one that leaves no room.
+            ConfigError: for an empty prompt, several prompts, or one that leaves no room; for a
+                seed out of range.
         """
+        if not 0 <= seed < _SEEDS:
+            raise ConfigError(f"need 0 <= seed < 2**63, got {seed}")
         room = self._room(prompt, max_new_tokens)
         draws = [torch.Generator().manual_seed(2 * seed + part) for part in (0, 1)]
         output = _Output(self, on_text)

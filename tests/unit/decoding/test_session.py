@@ -258,6 +258,10 @@ def test_context_and_bad_prompts(tiny_llama):
         session.generate([[1, 2], [3, 4]], 4)
     with pytest.raises(ConfigError, match="0 or more"):
         session.generate([1], -1)
+    for seed in (-1, 2**63):
+        with pytest.raises(ConfigError, match="seed"):
+            session.generate([1], 4, seed=seed)
+    assert len(session.generate([1], 2, seed=2**63 - 1).tokens) == 2
     with pytest.raises(ConfigError, match="513 tokens, the model's context 512"):
         session.generate([5] * 513, 4)
     assert len(session.generate([5] * 510, 40).tokens) == 3  # the context is full
@@ -275,7 +279,7 @@ def test_unsupported_models_and_drafts_are_refused_by_name(tiny_llama):
     draft = DraftModel(ModelRunner(narrow), 259)
     with pytest.raises(UnsupportedModelError, match="same tokenizer"):
         decode(tiny_llama, draft, [200, 201])
-    with pytest.raises(ValueError, match="layers"):
+    with pytest.raises(ConfigError, match="the model has 2.*draft.layers, here 1"):
         first_layers(tiny_llama, 2)
 
 
@@ -303,6 +307,15 @@ def test_stop_strings_split_over_tokens_are_cut_and_never_streamed(tiny_llama, t
         assert found.text == text[:where] == "".join(shown) and found.stop == "stop_string"
     with pytest.raises(ConfigError, match="tokenizer"):
         Session(ModelRunner(tiny_llama), Nothing(), Exact(), stop_strings=("x",))
+    for stops in (("",), (5,)):
+        with pytest.raises(ConfigError, match="stop strings"):
+            Session(
+                ModelRunner(tiny_llama),
+                Nothing(),
+                Exact(),
+                tokenizer=tokenizer,
+                stop_strings=stops,
+            )
 
 
 def test_streamed_pieces_make_the_text(tiny_llama, tokenizer):
