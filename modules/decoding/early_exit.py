@@ -5,6 +5,7 @@ import copy
 from torch import nn
 from transformers import PreTrainedModel
 
+from effllm.modules.decoding.runner import refuse_unsupported
 from effllm.modules.errors import ConfigError
 from effllm.modules.modeling.blocks import decoder_blocks
 
@@ -14,7 +15,9 @@ def first_layers(model: PreTrainedModel, layers: int) -> PreTrainedModel:
 
     Raises:
         ConfigError: if the model has no more layers than asked for.
+        UnsupportedModelError: if it cannot be decoded at all.
     """
+    refuse_unsupported(model)
     blocks = decoder_blocks(model)
     if not 0 < layers < len(blocks):
         raise ConfigError(

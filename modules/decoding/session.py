@@ -14,11 +14,13 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from effllm.modules.decoding.proposers.base import Proposer
+from effllm.modules.decoding.proposers.draft_tree import DraftTree
 from effllm.modules.decoding.records import Generation, RoundRecord
 from effllm.modules.decoding.runner import ModelRunner
 from effllm.modules.decoding.sampling import best_tokens, draw
 from effllm.modules.decoding.verifiers.chain import Verifier
-from effllm.modules.errors import ConfigError
+from effllm.modules.decoding.verifiers.exact import Exact
+from effllm.modules.errors import ConfigError, UnsupportedModelError
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what half a character decodes to
 
@@ -36,6 +38,10 @@ class Session:
         ends: token ids that end a text.
         tokenizer: needed for stop strings and for streaming text.
         stop_strings: the text ends in front of the first of these.
+
+    Raises:
+        ConfigError: for parts that do not fit together, and stop strings that are none.
+        UnsupportedModelError: for trees on a model that cannot judge them.
     """
 
     target: ModelRunner
@@ -46,6 +52,12 @@ class Session:
     stop_strings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if isinstance(self.proposer, DraftTree):
+            if not isinstance(self.verifier, Exact):
+                raise ConfigError(f"{type(self.verifier).__name__} judges chains; draft chains")
+            if self.target.no_trees:
+                name = type(self.target.model).__name__
+                raise UnsupportedModelError(f"{name}: {self.target.no_trees}")
         if self.stop_strings and self.tokenizer is None:
             raise ConfigError("stop strings need a tokenizer")
         if not all(isinstance(one, str) and one for one in self.stop_strings):

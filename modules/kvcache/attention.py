@@ -42,7 +42,7 @@ _BLOCK = 512  # tokens rebuilt at a time: small enough for the caches of a CPU
 _LAYER = "_compressed_layer"  # attribute of an attention module, during its pass: with rotation
 # Keyword arguments of an attention function that do not change what it computes here.
 _HARMLESS = {"cache_position", "dropout", "is_causal", "output_attentions", "position_ids"}
-_HARMLESS |= {"output_hidden_states", "return_dict", "use_cache"}
+_HARMLESS |= {"output_hidden_states", "output_router_logits", "return_dict", "use_cache"}
 _OF_EAGER = {"s_aux", "softcap"}  # the model's own function heeds them
 
 
@@ -94,8 +94,9 @@ def _find_layer(direct: bool, module: Any, args: Any, kwargs: dict[str, Any]) ->
     cache = next((one for one in given if isinstance(one, CompressedCache)), None)
     layer = None if cache is None else cache.layers[module.layer_idx]
     if isinstance(layer, CompressedLayer):
+        rotation = kwargs.get("position_embeddings")
         layer.direct = direct
-        setattr(module, _LAYER, (layer, kwargs.get("position_embeddings")))
+        setattr(module, _LAYER, (layer, rotation if isinstance(rotation, tuple) else None))
 
 
 def _refuse_missed(model: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
