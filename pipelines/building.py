@@ -288,7 +288,8 @@ def _is_plain(kind: Any) -> bool:
 
 def _plain_faults(where: str, kind: Any, value: Any) -> Iterator[str]:
     # Configurations have lists where a class may want a tuple or a set.
-    strict = get_origin(kind) not in (tuple, frozenset)
+    bare = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+    strict = get_origin(bare) not in (tuple, frozenset)
     try:
         _adapter(kind).validate_python(value, strict=strict)
     except ValidationError as error:

@@ -24,7 +24,7 @@ effllm <verb> [options]
   run     KEY=VALUE…   run a pipeline:      effllm run paper=sds scale=cpu
                        sweep with -m:       effllm run -m paper=sds seed=0,1,2
   plan    KEY=VALUE…   show what a run would do, without doing it
-  generate PROMPT     continue a text: effllm generate "Why is the sky blue?" decoder=lookup
+  generate PROMPT      continue a text: effllm generate "Why is the sky blue?" decoder=lookup
   ls      [STAGE]      list stored results
   show    REF          one result: configuration, inputs, metrics, files
   diff    REF REF      what differs between two results
@@ -99,8 +99,13 @@ def _run_verb(arguments: list[str]) -> int:
     handler = inspect_store.VERBS.get(verb)
     if handler is None:
         raise ConfigError(f"unknown verb {verb!r}; see effllm --help")
-    parser = _Parser(prog=f"effllm {verb}", description=handler.__doc__)
-    parser.add_argument("--outputs", default="outputs", help="output folder (default: outputs)")
+    parser = Parser(prog=f"effllm {verb}", description=handler.__doc__)
+    parser.add_argument(
+        "--outputs",
+        default="outputs",
+        type=os.path.expanduser,
+        help="output folder (default: outputs)",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON for scripts")
     inspect_store.add_arguments(verb, parser)
     options = parser.parse_args(rest)
@@ -143,7 +148,9 @@ def _give_up_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Arguments of one verb."""
+
     def error(self, message: str) -> NoReturn:
         """One line and exit code 1, as for every other error."""
         raise ConfigError(f"{self.prog}: {message}; see {self.prog} --help")

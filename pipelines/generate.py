@@ -5,15 +5,28 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
 from effllm.modules.errors import ConfigError
 from effllm.pipelines.artifacts import Checkpoint
+from effllm.pipelines.asked import (
+    FirstLayers,
+    NoDraft,
+    StoredDraft,
+    check_settings,
+    read_arguments,
+)
+from effllm.pipelines.building import build
 from effllm.pipelines.graph import build_graph
 from effllm.pipelines.interrupts import raise_if_asked
-from effllm.pipelines.launch import compose, quieten_libraries
+from effllm.pipelines.launch import choose_device, compose, one_line, quieten_libraries
 from effllm.pipelines.memory import keep_freed_memory
+from effllm.pipelines.stages.arms import DecodingArm
 from effllm.pipelines.store import Store
 
 if TYPE_CHECKING:
@@ -22,50 +35,55 @@ if TYPE_CHECKING:
     from effllm.modules.decoding.records import Generation
     from effllm.modules.decoding.session import Session
 
+NEEDS_DRAFT = (
+    "this decoder needs a draft model: draft=first_layers, or draft=checkpoint "
+    "draft.ref=<stage>/<digest>"
+)
+
 
 def generate_command(arguments: Sequence[str]) -> int:
-    """`effllm generate PROMPT KEY=VALUE…`."""
-    words = [one for one in arguments if "=" not in one]
-    overrides = [one for one in arguments if "=" in one]
-    if len(words) > 1:
-        raise ConfigError(f"give the prompt in quotes; found {len(words)} words outside of them")
-    if words:
-        overrides.append("prompt=" + _quoted(words[0]))
-    if not any(one.startswith("prompt=") for one in overrides):
-        raise ConfigError('no prompt; try: effllm generate "What is the capital of France?"')
-    config = compose(overrides, "generate")
+    """`effllm generate PROMPT KEY=VALUE…`.
+
+    Raises:
+        EffLLMError: what went wrong, on one line; before a model is loaded where none is needed.
+    """
+    asked = read_arguments(arguments)
+    composed = compose(asked.overrides, "generate")
+    try:
+        plain: Any = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise one_line(error) from error
+    settings = check_settings(plain)
     quieten_libraries()
     keep_freed_memory()
-    import torch
-    from hydra.utils import instantiate
-    from omegaconf import OmegaConf
+    decoder = build("decoder", DecodingArm, settings.decoder.model_dump())
+    proposer, verifier = decoder["proposer"], decoder["verifier"]
+    _check_draft(proposer, settings.draft)
+    device = choose_device(settings.trainer.device)
+    store = Store(Path(settings.paths.outputs))
+    stored = _stored_draft(settings.draft, store)
+    checkpoint = imported(settings.model, store)
+    tokenizer = checkpoint.load_tokenizer()
+    system = settings.system if asked.system is None else asked.system
+    prompt = encode_prompt(tokenizer, asked.prompt, chat=settings.chat, system=system)
+    checkpoint.require_context(len(prompt), "the prompt")
 
+    from effllm.modules.decoding.early_exit import first_layers
     from effllm.modules.decoding.fast_path import speed_up
 
-    settings: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    device = settings["trainer"]["device"]
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    store = Store(Path(settings["paths"]["outputs"]))
-    checkpoint = imported(settings["model"], store)
-    model = checkpoint.load_model(settings["dtype"], device)
-    tokenizer = checkpoint.load_tokenizer()
+    model = checkpoint.load_model(settings.dtype, device, settings.trainer.device_map)
     path = speed_up(model)
     if path.reason:
         print(f"[{path.kind} passes, not compiled: {path.reason}]", file=sys.stderr)
-    draft = load_draft(settings["draft"], settings["dtype"], device, model, store)
+    draft = None
+    if stored is not None:
+        draft = stored.load_draft(settings.dtype, device)
+    elif settings.draft.kind == "first_layers":
+        draft = first_layers(model, settings.draft.layers)
     if draft is not None:
         speed_up(draft)
     session = join_session(
-        instantiate(config.decoder.proposer, _convert_="all"),
-        instantiate(config.decoder.verifier, _convert_="all"),
-        model,
-        tokenizer,
-        draft,
-        stop_strings=tuple(settings["stop"]),
-    )
-    prompt = encode_prompt(
-        tokenizer, settings["prompt"], chat=settings["chat"], system=settings["system"]
+        proposer, verifier, model, tokenizer, draft, stop_strings=tuple(settings.stop)
     )
 
     def show(piece: str) -> None:
@@ -74,13 +92,40 @@ def generate_command(arguments: Sequence[str]) -> int:
 
     found = session.generate(
         prompt,
-        settings["max_new_tokens"],
-        seed=settings["seed"],
+        settings.max_new_tokens,
+        seed=settings.seed,
         on_text=show,
     )
     print()
     print(summary(found, len(prompt), session.verifier.lossless), file=sys.stderr)
     return 130 if found.stop == "interrupted" else 0
+
+
+def _check_draft(proposer: Any, draft: NoDraft | FirstLayers | StoredDraft) -> None:
+    """See that there is a draft model exactly where one is needed.
+
+    Raises:
+        ConfigError: if there is not.
+    """
+    if isinstance(proposer, partial) and draft.kind == "none":
+        raise ConfigError(NEEDS_DRAFT)
+    if not isinstance(proposer, partial) and draft.kind != "none":
+        raise ConfigError(
+            f"draft={draft.kind}: this decoder drafts without a model; take decoder=draft, "
+            "draft_tree or draft_fly, or leave out draft=…"
+        )
+
+
+def _stored_draft(draft: NoDraft | FirstLayers | StoredDraft, store: Store) -> Checkpoint | None:
+    """The draft model's checkpoint, if it is one of the store.
+
+    Raises:
+        ConfigError: if the reference is no checkpoint.
+    """
+    if draft.kind != "checkpoint":
+        return None
+    _, manifest = store.find(draft.ref)
+    return _checkpoint(store, manifest["stage"], manifest["digest"])
 
 
 def imported(source: dict[str, Any], store: Store) -> Checkpoint:
@@ -101,24 +146,6 @@ def imported(source: dict[str, Any], store: Store) -> Checkpoint:
         labels = {"paper": "generate", "scale": "none"}
         Run(graph, store, folder, labels, NoLogger(), display, Options()).execute()
     return _checkpoint(store, one.stage, one.digest)
-
-
-def load_draft(
-    wanted: dict[str, Any], dtype: str, device: str, target: PreTrainedModel, store: Store
-) -> PreTrainedModel | None:
-    """The draft model that the configuration group `draft` names, or None.
-
-    Raises:
-        ConfigError: if the reference is no checkpoint.
-    """
-    if wanted["kind"] == "none":
-        return None
-    if wanted["kind"] == "first_layers":
-        from effllm.modules.decoding.early_exit import first_layers
-
-        return first_layers(target, wanted["layers"])
-    _, manifest = store.find(wanted["ref"])
-    return _checkpoint(store, manifest["stage"], manifest["digest"]).load_draft(dtype, device)
 
 
 def _checkpoint(store: Store, stage: str, digest: str) -> Checkpoint:
@@ -152,18 +179,13 @@ def join_session(
     Raises:
         ConfigError: if a draft model is needed and there is none.
     """
-    from functools import partial
-
     from effllm.modules.decoding.runner import ModelRunner
     from effllm.modules.decoding.session import Session
 
     runner = ModelRunner(target)
     if isinstance(proposer, partial):
         if draft is None:
-            raise ConfigError(
-                "this decoder needs a draft model: draft=first_layers, or draft=checkpoint "
-                "draft.ref=<stage>/<digest>"
-            )
+            raise ConfigError(NEEDS_DRAFT)
         proposer = proposer(runner=ModelRunner(draft), vocabulary=runner.vocabulary)
     if "protected" in {field.name for field in dataclasses.fields(verifier)}:
         verifier = dataclasses.replace(verifier, protected=frozenset(tokenizer.all_special_ids))
@@ -187,12 +209,26 @@ def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> fr
 def encode_prompt(
     tokenizer: PreTrainedTokenizerBase, prompt: str, *, chat: bool, system: str | None = None
 ) -> list[int]:
-    """Token ids of a prompt, as a chat turn if wanted and the tokenizer has a template."""
+    """Token ids of a prompt, as a chat turn if wanted and the tokenizer has a template.
+
+    Raises:
+        ConfigError: if the template refuses the turns, or there is none for a system message.
+    """
     if not chat or not tokenizer.chat_template:
+        if system:
+            why = "the model has no chat template" if chat else "chat=false"
+            raise ConfigError(f"a system message belongs to a chat, but {why}; leave out system=")
         return list(tokenizer(prompt)["input_ids"])
+    from jinja2 import TemplateError
+
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": prompt})
-    encoded: Any = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+    try:
+        encoded: Any = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+    except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        remedy = "leave out system=, or take chat=false" if system else "take chat=false"
+        raise ConfigError(f"the model's chat template says: {said}; {remedy}") from error
     return list(encoded["input_ids"])
 
 
@@ -212,9 +248,3 @@ def summary(found: Generation, prompt_tokens: int, lossless: bool) -> str:
     if not lossless:
         parts.append(f"{sum(one.loosened for one in found.rounds)} loosened (not lossless)")
     return f"[{', '.join(parts)}; ended by {found.stop}]"
-
-
-def _quoted(text: str) -> str:
-    """A string as a Hydra override value."""
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"

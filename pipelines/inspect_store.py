@@ -247,11 +247,13 @@ VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
 
 
 def _embedded(group: str) -> Any:
-    from hydra.utils import instantiate
+    from omegaconf import OmegaConf
 
+    from effllm.pipelines.building import build
     from effllm.pipelines.launch import compose
 
-    return instantiate(compose(["paper=sds", "scale=cpu"])[group], _convert_="all")
+    chosen = compose(["paper=sds", "scale=cpu"])[group]
+    return build(group, Any, OmegaConf.to_container(chosen, resolve=True))  # type: ignore[arg-type]
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import re
+import shlex
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from typing import Any
 import hydra
 import yaml
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -47,6 +48,7 @@ def run_command(arguments: Sequence[str]) -> int:
     Raises:
         EffLLMError: what went wrong, on one line; also for whatever Hydra or OmegaConf refuse.
     """
+    arguments = with_home(arguments)
     sys.argv = [sys.argv[0], *arguments]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of being printed by Hydra
     schema.register()
@@ -122,9 +124,15 @@ def compose(overrides: Sequence[str], name: str = "config") -> DictConfig:
     schema.register()
     try:
         with hydra.initialize_config_dir(CONF_DIR, version_base="1.3"):
-            return hydra.compose(name, overrides=list(overrides))
+            return hydra.compose(name, overrides=with_home(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise _explained(error, overrides, name) from error
+
+
+def with_home(overrides: Sequence[str]) -> list[str]:
+    """Overrides with `~/` at the beginning of a value replaced; no shell does it after "="."""
+    home = os.path.expanduser("~")
+    return [re.sub(r"""(?<=[=\[,"'])~(?=/|["']?$)""", lambda _: home, one) for one in overrides]
 
 
 def resolve(config: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -142,7 +150,7 @@ def resolve(config: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
         sections |= {"paper": config.paper, "scale": config.scale, "seed": config.seed}
         sections["packages"] = OmegaConf.to_container(config.packages)
     except OmegaConfBaseException as error:
-        raise _one_line(error) from error
+        raise one_line(error) from error
     _check_sections(sections)
     assert isinstance(pipeline, dict)
     settle_types(pipeline, able=computes_in_bfloat16(str(config.trainer.device)))
@@ -180,6 +188,8 @@ def differences(config: DictConfig, overrides: Sequence[str]) -> list[str]:
         for override in overrides
         if re.split(r"[./@:=]", override.lstrip("+~"))[0] not in _NOT_TOLD
     )
+    if not told:
+        return []
     plain = [f"paper={config.paper}", f"scale={config.scale}"]
     try:
         usual, _ = resolve(hydra.compose("config", overrides=plain))
@@ -240,22 +250,34 @@ def _options(sections: dict[str, Any], device: str) -> Options:
     execute = sections["execute"]
     if execute["on_error"] not in ("stop", "continue"):
         raise ConfigError(f"execute.on_error: stop or continue, found {execute['on_error']!r}")
-    if device == "auto":
-        import torch
-
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    elif device.startswith("cuda"):
-        import torch
-
-        if not torch.cuda.is_available():
-            raise ConfigError(f"trainer.device={device}: no CUDA device found; use cpu or auto")
     return Options(
         until=execute["until"],
         refresh=tuple(execute["refresh"]),
         on_error=execute["on_error"],
-        device=device,
+        device=device if device == "cpu" else choose_device(device),
         device_map=sections["trainer"]["device_map"],
     )
+
+
+def choose_device(wanted: str) -> str:
+    """The device that `trainer.device` means; imports torch.
+
+    Raises:
+        ConfigError: for one that is not there.
+    """
+    import torch
+
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"trainer.device={wanted}: no CUDA device found; use cpu or auto")
+    try:
+        torch.zeros(1, device=wanted).item()
+    except RuntimeError as error:
+        raise ConfigError(
+            f"trainer.device={wanted}: no such device here; use cpu or auto"
+        ) from error
+    return wanted
 
 
 def _check_objective(wanted: str | None, instances: list[Instance]) -> None:
@@ -352,7 +374,7 @@ def _explained(error: Exception, overrides: Sequence[str], name: str = "config")
     """Hydra's refusal on one line; of a key that does not exist, with what it may have meant."""
     refused = re.search(r"Could not override '([\w.]+)'", str(error))
     if refused is None:
-        return _one_line(error)
+        return one_line(error)
     key = refused[1]
     others = [word for word in overrides if "=" in word and word.partition("=")[0] != key]
     try:
@@ -371,10 +393,30 @@ def _explained(error: Exception, overrides: Sequence[str], name: str = "config")
             node = node.get(part)
     except ConfigError:  # something else is wrong as well; Hydra's own words must do
         pass
-    return _one_line(error)
+    return one_line(error)
 
 
-def _one_line(error: Exception) -> ConfigError:
+def one_line(error: Exception) -> ConfigError:
+    """What Hydra or OmegaConf refuse, on one line that says what to type instead."""
+    unread = re.match(r"Ambiguous value for argument '(.*)'\n", str(error))
+    if isinstance(error, OverrideParseException) or unread:
+        argument = unread[1] if unread else getattr(error, "override", "")
+        return ConfigError(" ".join(_explain_quoting(argument).splitlines()))
     parts = [str(error), str(error.__cause__ or "")]
     lines = [line.strip() for part in parts for line in part.splitlines() if line.strip()]
     return ConfigError(" ".join(dict.fromkeys(lines)))
+
+
+def _explain_quoting(argument: str) -> str:
+    """What to type instead of an override that Hydra's grammar does not take."""
+    key, found, value = argument.partition("=")
+    if not found:
+        return f"{argument!r}: settings are given as key=value; see effllm run --help"
+    bare = value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" else value
+    # A backslash counts as one, but in front of a quote.
+    inner = re.sub(r'(\\*)("|$)', lambda m: m[1] * 2 + m[2].replace('"', '\\"'), bare)
+    typed = shlex.quote(f'{key}="{inner}"')
+    return (
+        f"{argument}: this value has letters that mean something to Hydra; put it in quotes "
+        f"inside the shell's quotes: {typed}"
+    )

@@ -5,6 +5,8 @@ import copy
 from torch import nn
 from transformers import PreTrainedModel
 
+from effllm.modules.decoding.runner import refuse_unsupported
+from effllm.modules.errors import ConfigError
 from effllm.modules.modeling.blocks import decoder_blocks
 
 
@@ -12,11 +14,16 @@ def first_layers(model: PreTrainedModel, layers: int) -> PreTrainedModel:
     """A model of the first `layers` decoder blocks that shares all weights with `model`.
 
     Raises:
-        ValueError: if the model has no more layers than asked for.
+        ConfigError: if the model has no more layers than asked for.
+        UnsupportedModelError: if it cannot be decoded at all.
     """
+    refuse_unsupported(model)
     blocks = decoder_blocks(model)
     if not 0 < layers < len(blocks):
-        raise ValueError(f"need 0 < layers < {len(blocks)}, got {layers}")
+        raise ConfigError(
+            f"a draft of the first {layers} layers: the model has {len(blocks)}, and a draft needs "
+            f"at least 1 and fewer than those; set draft.layers, here {max(1, len(blocks) // 2)}"
+        )
     memo: dict[int, object] = {id(value): value for value in model.parameters()}
     memo |= {id(value): value for value in model.buffers()}
     memo |= {id(block): block for block in blocks}

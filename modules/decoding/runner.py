@@ -5,6 +5,7 @@ the fewest passes (`sync`). Chains and trees go through the same call. A model t
 `fast_path.speed_up` made ready is run by compiled code. Batch size is one.
 """
 
+import inspect
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from effllm.modules.decoding.attention import group_queries
 from effllm.modules.decoding.cache import SlotCache
@@ -35,6 +37,7 @@ class ModelRunner:
         passes: forward passes so far.
         vocabulary: token ids that can be fed are below this.
         token_ids: (n,) the token of each column of the logits; None if column i is token i.
+        no_trees: why trees cannot be judged; empty if they can.
 
     Raises:
         UnsupportedModelError: for models whose state cannot be rolled back.
@@ -52,7 +55,10 @@ class ModelRunner:
         self.passes = 0
         config: Any = model.config.get_text_config(decoder=True)
         self.layers = int(config.num_hidden_layers)
-        self.window = getattr(config, "sliding_window", None)
+        kinds = [type(one) is DynamicSlidingWindowLayer for one in _cache_layers(model)]
+        self.mixed, slides = any(kinds) and not all(kinds), any(kinds)
+        self.window: int | None = config.sliding_window if slides else None
+        self.no_trees = tree_obstacle(model)
         self.limit = int(getattr(config, "max_position_embeddings", 0)) or None
         self.reset()
 
@@ -82,16 +88,15 @@ class ModelRunner:
             of the head: see `token_ids`.
 
         Raises:
-            ValueError: for no tokens, or a tree wider than the model's sliding window.
-            UnsupportedModelError: if the model does not use the cache.
+            ValueError: for no tokens.
+            UnsupportedModelError: for a tree that the model cannot judge, or a model that does not
+                fill its cache.
         """
         if not tokens:
             raise ValueError("nothing to feed")
         start, count = len(self.ids), len(tokens)
-        if parents is not None and self.window is not None and start + count > self.window:
-            raise ValueError(
-                f"a tree needs {start + count} positions, the model's window has {self.window}"
-            )
+        if parents is not None:
+            self._refuse_tree(parents)
         if self.steps is None:
             logits = self._pass(tokens, rows or count, parents)
         elif parents is None:
@@ -104,6 +109,16 @@ class ModelRunner:
         self.ids += tokens
         self.passes += 1
         return logits
+
+    def _refuse_tree(self, parents: Sequence[int]) -> None:
+        name = type(self.model).__name__
+        if self.no_trees:
+            raise UnsupportedModelError(f"{name}: {self.no_trees}")
+        deepest = max(tree_layout(parents)[0])
+        if self.window is not None and deepest >= self.window:  # compiled code counts by slots
+            raise UnsupportedModelError(
+                f"{name}: a tree of {deepest} levels is deeper than its window of {self.window}"
+            )
 
     def _compiled_passes(self, steps: NativeSteps, tokens: Sequence[int], rows: int) -> Tensor:
         """A chain, a few tokens at a time: what is between two layers stays in the processor."""
@@ -133,9 +148,7 @@ class ModelRunner:
         if parents is not None:
             depths, seen = tree_layout(parents)
             positions = start + torch.tensor(depths)
-            mask = torch.zeros(count, start + count, dtype=self.model.dtype)
-            mask[:, start:].masked_fill_(~seen, torch.finfo(self.model.dtype).min)
-            extra["attention_mask"] = mask[None, None].to(device)  # (1, 1, n, start + n)
+            extra["attention_mask"] = self._tree_masks(positions, seen)
         output = self.model(
             input_ids=torch.tensor([list(tokens)], device=device),
             position_ids=positions[None].to(device),
@@ -144,13 +157,37 @@ class ModelRunner:
             logits_to_keep=rows,
             **extra,
         )
-        if self.cache.get_seq_length() != start + count:  # it would forget the text so far
+        if any(layer.length != start + count for layer in self.cache.slots):
             raise UnsupportedModelError(
-                f"{type(self.model).__name__} does not keep what it has read in the cache that it "
-                "is given; take a model of another family (model=…)"
+                f"{type(self.model).__name__}: not all of its layers fill the cache that they are "
+                "given; speculative decoding needs that"
             )
         logits: Tensor = output.logits[0]
         return logits.float()
+
+    def _tree_masks(self, positions: Tensor, seen: Tensor) -> Tensor | dict[str, Tensor]:
+        """Additive masks (1, 1, n, start + n) of a tree after `start` cached tokens.
+
+        Args:
+            positions: (n,) of its nodes.
+            seen: (n, n) as of `tree_layout`.
+
+        Returns:
+            One for all layers, or one for each kind where layers with a window stand beside others.
+        """
+        start, count = len(self.ids), len(positions)
+        shown = torch.cat([torch.ones(count, start, dtype=torch.bool), seen], dim=1)
+        behind = positions[:, None] - torch.cat([torch.arange(start), positions])
+        near = shown if self.window is None else shown & (behind < self.window)
+        full, windowed = (
+            torch.zeros(one.shape, dtype=self.model.dtype)
+            .masked_fill_(~one, torch.finfo(self.model.dtype).min)[None, None]
+            .to(self.model.device)
+            for one in (shown, near)
+        )
+        if self.mixed:
+            return {"full_attention": full, "sliding_attention": windowed}
+        return windowed
 
     def rollback_to(self, length: int) -> None:
         """Forget everything from position `length` on."""
@@ -260,6 +297,32 @@ def refuse_unsupported(model: PreTrainedModel) -> None:
     foreign = kinds - {"full_attention", "sliding_attention"}
     if getattr(model, "_is_stateful", False) or foreign:
         raise UnsupportedModelError(
-            f"{name}: it keeps a recurrent state ({', '.join(sorted(foreign)) or 'stateful'}) "
-            "that cannot be rolled back; speculative decoding needs attention layers"
+            f"{name}: it keeps a state that cannot be rolled back "
+            f"({', '.join(sorted(foreign)) or 'recurrent'}); speculative decoding needs attention "
+            "layers"
         )
+    shared = {type(one) for one in _cache_layers(model)} - {DynamicLayer, DynamicSlidingWindowLayer}
+    if shared or "past_key_values" not in inspect.signature(model.forward).parameters:
+        raise UnsupportedModelError(
+            f"{name}: not all of its layers keep a cache of their own; speculative decoding needs "
+            "that"
+        )
+
+
+def tree_obstacle(model: PreTrainedModel) -> str:
+    """Why a model cannot judge trees; empty if it can.
+
+    In a tree, a token's position is its depth, not its place among those that are fed.
+    """
+    config: Any = model.config
+    takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+    if not takes_positions or getattr(config, "alibi", False):
+        return "positions cannot be given to it (as with ALiBi), so it judges chains, not trees"
+    if "local" in getattr(config, "attention_layers", ()):  # GPT-Neo's windows
+        return "its local layers count places in the cache, so it judges chains, not trees"
+    return ""
+
+
+def _cache_layers(model: PreTrainedModel) -> list[Any]:
+    """What transformers itself would keep for each layer."""
+    return list(DynamicCache(config=model.config).layers)

@@ -1,5 +1,6 @@
 """The law that tokens are drawn from: temperature, then top-k, then top-p."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -23,9 +24,9 @@ class Sampling:
     top_p: Share = 1.0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+        if not 0 <= self.temperature < math.inf or self.top_k < 0 or not 0 < self.top_p <= 1:
             raise ValueError(
-                "need temperature >= 0, top_k >= 0 and 0 < top_p <= 1, got "
+                "need a finite temperature >= 0, top_k >= 0 and 0 < top_p <= 1, got "
                 f"{self.temperature}, {self.top_k}, {self.top_p}"
             )
 

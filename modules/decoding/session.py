@@ -14,13 +14,17 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from effllm.modules.decoding.proposers.base import Proposer
+from effllm.modules.decoding.proposers.draft_tree import DraftTree
 from effllm.modules.decoding.records import Generation, RoundRecord
 from effllm.modules.decoding.runner import ModelRunner
 from effllm.modules.decoding.sampling import best_tokens, draw
 from effllm.modules.decoding.verifiers.chain import Verifier
-from effllm.modules.errors import ConfigError
+from effllm.modules.decoding.verifiers.exact import Exact
+from effllm.modules.errors import ConfigError, UnsupportedModelError
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what half a character decodes to
+
+_SEEDS = 2**63  # each gives two streams, and PyTorch's seeds are below 2**64
 
 
 @dataclass
@@ -34,6 +38,10 @@ class Session:
         ends: token ids that end a text.
         tokenizer: needed for stop strings and for streaming text.
         stop_strings: the text ends in front of the first of these.
+
+    Raises:
+        ConfigError: for parts that do not fit together, and stop strings that are none.
+        UnsupportedModelError: for trees on a model that cannot judge them.
     """
 
     target: ModelRunner
@@ -44,8 +52,16 @@ class Session:
     stop_strings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if isinstance(self.proposer, DraftTree):
+            if not isinstance(self.verifier, Exact):
+                raise ConfigError(f"{type(self.verifier).__name__} judges chains; draft chains")
+            if self.target.no_trees:
+                name = type(self.target.model).__name__
+                raise UnsupportedModelError(f"{name}: {self.target.no_trees}")
         if self.stop_strings and self.tokenizer is None:
             raise ConfigError("stop strings need a tokenizer")
+        if not all(isinstance(one, str) and one for one in self.stop_strings):
+            raise ConfigError(f"stop strings must not be empty, got {list(self.stop_strings)}")
 
     def generate(
         self,
@@ -60,15 +76,18 @@ class Session:
         Args:
             prompt: at least one token id.
             max_new_tokens: budget, never exceeded.
-            seed: of every draw.
+            seed: of every draw; 0 <= seed < 2**63.
             on_text: called with each new piece of text; needs a tokenizer.
 
         Returns:
             What was decoded; when interrupted, what was decoded until then.
 
         Raises:
-            ConfigError: for an empty prompt, several prompts, or one that leaves no room.
+            ConfigError: for an empty prompt, several prompts, or one that leaves no room; for a
+                seed out of range.
         """
+        if not 0 <= seed < _SEEDS:
+            raise ConfigError(f"need 0 <= seed < 2**63, got {seed}")
         room = self._room(prompt, max_new_tokens)
         draws = [torch.Generator().manual_seed(2 * seed + part) for part in (0, 1)]
         output = _Output(self, on_text)

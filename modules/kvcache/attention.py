@@ -9,7 +9,9 @@ pass, and one of three attention functions:
 * `spark_sdpa` and `spark_eager` let the cache rebuild dense keys and attend as transformers does.
 
 All three ignore the mask of the model once a prompt is compressed: layers may then hold different
-tokens. Every stored token is visible but padding, and new tokens see each other causally.
+tokens. Every stored token is visible but padding, and new tokens see each other causally. What an
+attention needs beyond that (biases on positions, windows, soft caps, sinks) is refused by name
+while the prompt is read, and so is a layer that no attention function reached.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -27,6 +30,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
 from effllm.kernels.packed_keys import weighted_sum
+from effllm.modules.errors import UnsupportedModelError
+from effllm.modules.kvcache.cache import CompressedCache
 from effllm.modules.kvcache.formats import SparkKeys
 from effllm.modules.kvcache.layer import CompressedLayer
 from effllm.modules.kvcache.segment import Segment
@@ -35,6 +40,10 @@ Reading = Literal["packed", "sdpa", "eager"]
 
 _BLOCK = 512  # tokens rebuilt at a time: small enough for the caches of a CPU
 _LAYER = "_compressed_layer"  # attribute of an attention module, during its pass: with rotation
+# Keyword arguments of an attention function that do not change what it computes here.
+_HARMLESS = {"cache_position", "dropout", "is_causal", "output_attentions", "position_ids"}
+_HARMLESS |= {"output_hidden_states", "output_router_logits", "return_dict", "use_cache"}
+_OF_EAGER = {"s_aux", "softcap"}  # the model's own function heeds them
 
 
 @contextmanager
@@ -44,30 +53,97 @@ def attached(model: PreTrainedModel, reading: Reading = "packed") -> Iterator[No
     Args:
         model: any causal model that uses transformers' attention functions.
         reading: how compressed keys are read; see above. Other caches work as before.
+
+    Raises:
+        UnsupportedModelError: if the model has attention of its own, or one that sdpa cannot serve;
+            by a pass inside, for what only shows there.
     """
+    name = type(model).__name__
+    if not model._can_set_attn_implementation():
+        raise UnsupportedModelError(
+            f"{name}: its attention does not go through transformers' attention functions, so it "
+            "cannot read a compressed cache"
+        )
+    if reading != "eager" and not model._supports_sdpa:
+        raise UnsupportedModelError(
+            f"{name}: its attention is none that sdpa computes (soft caps or sinks); take "
+            'reading="eager"'
+        )
     before = model.config._attn_implementation
-    handles = [
-        module.register_forward_pre_hook(_find_layer, with_kwargs=True)
+    modules = [
+        module
         for module in model.modules()
         if "Attention" in type(module).__name__ and hasattr(module, "layer_idx")
     ]
+    find = partial(_find_layer, reading == "packed")
+    handles = [one.register_forward_pre_hook(find, with_kwargs=True) for one in modules]
+    handles.append(model.register_forward_hook(_refuse_missed, with_kwargs=True))
     model.set_attn_implementation(f"spark_{reading}")
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+        for module in modules:
+            module.__dict__.pop(_LAYER, None)
         model.set_attn_implementation(before)
 
 
-def _find_layer(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-    cache = kwargs.get("past_key_values")
-    layers = getattr(cache, "layers", [])
-    index = module.layer_idx
-    layer = layers[index] if index < len(layers) else None
+def _find_layer(direct: bool, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+    given = [kwargs.get(name) for name in ("past_key_values", "layer_past")]
+    cache = next((one for one in given if isinstance(one, CompressedCache)), None)
+    layer = None if cache is None else cache.layers[module.layer_idx]
     if isinstance(layer, CompressedLayer):
-        layer.direct = module.config._attn_implementation == "spark_packed"
-        setattr(module, _LAYER, (layer, kwargs.get("position_embeddings")))
+        rotation = kwargs.get("position_embeddings")
+        layer.direct = direct
+        setattr(module, _LAYER, (layer, rotation if isinstance(rotation, tuple) else None))
+
+
+def _refuse_missed(model: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+    """After a pass: every layer that can be compressed was seen by an attention function."""
+    cache = kwargs.get("past_key_values")
+    if isinstance(cache, CompressedCache):
+        missed = [
+            one.layer for one in cache.compressible if one.past is None and one.queries is None
+        ]
+        if missed:
+            raise UnsupportedModelError(
+                f"{type(model).__name__}: {len(missed)} layers, the first of them {missed[0]}, did "
+                "not reach transformers' attention functions with their cache; nothing would be "
+                "compressed there"
+            )
+
+
+def _refuse_foreign(
+    kind: Reading, module: nn.Module, layer: CompressedLayer | None, given: dict[str, Any]
+) -> None:
+    """Refuse arguments of an attention function that change what it computes."""
+    known = _HARMLESS | (_OF_EAGER if kind == "eager" else set())
+    if layer is None:  # as in transformers: the mask has the window
+        known = known | {"sliding_window", "position_bias"}
+    foreign = [name for name, one in given.items() if one is not None and name not in known]
+    if foreign:
+        raise UnsupportedModelError(
+            f"{type(module).__name__}: a compressed cache does not know what to make of "
+            f"{', '.join(foreign)}"
+        )
+
+
+def _refuse_mask(module: nn.Module, mask: Tensor | None) -> None:
+    """Refuse a mask of a prompt that is more than causal with padding."""
+    if mask is None:
+        return
+    shown = mask if mask.dtype == torch.bool else mask == 0
+    last, own = shown[:, :, -1], shown.diagonal(mask.shape[-1] - mask.shape[-2], -2, -1)
+    hidden = own & ~last[..., -own.shape[-1] :]
+    biased = mask.dtype != torch.bool and bool(
+        ((mask[:, :, -1] > torch.finfo(mask.dtype).min / 2) & ~last).any()
+    )
+    if biased or bool(hidden.any()) or bool((last != last[:, :1]).any()):
+        raise UnsupportedModelError(
+            f"{type(module).__name__}: its mask {'adds a bias' if biased else 'hides tokens'}; "
+            "a compressed cache does not keep that"
+        )
 
 
 def _attend(kind: Reading) -> Callable[..., tuple[Tensor, Tensor | None]]:
@@ -82,8 +158,16 @@ def _attend(kind: Reading) -> Callable[..., tuple[Tensor, Tensor | None]]:
     ) -> tuple[Tensor, Tensor | None]:
         layer, rotation = module.__dict__.pop(_LAYER, (None, None))
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        _refuse_foreign(kind, module, layer, kwargs)
         if layer is not None:
             layer.direct = False
+            if layer.past is None:
+                _refuse_mask(module, attention_mask)
+            if kind == "packed" and not layer.gave(key, value):
+                raise UnsupportedModelError(
+                    f"{type(module).__name__}: it changes keys or values after they were cached; "
+                    'take reading="sdpa"'
+                )
             if layer.past is not None and kind == "packed":
                 return packed_attention(layer, query, scale), None
             if layer.past is not None:

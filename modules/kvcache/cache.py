@@ -25,7 +25,8 @@ class CompressedCache(Cache):
             prompt in pieces, then call `compress`, or to compress it in many ways (`compressed`).
 
     Raises:
-        UnsupportedModelError: for layers that are no attention over keys and values.
+        UnsupportedModelError: for layers that are no attention over keys and values, and if no
+            layer can be compressed.
     """
 
     def __init__(
@@ -41,6 +42,11 @@ class CompressedCache(Cache):
                     "over keys and values can be compressed"
                 )
         super().__init__(layers=layers)
+        if not self.compressible:
+            raise UnsupportedModelError(
+                f"{config.model_type}: all {len(layers)} layers have a sliding window, which hold "
+                "little; there is nothing to compress"
+            )
 
     def compress(self) -> None:
         """Compress every layer now."""

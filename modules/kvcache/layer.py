@@ -60,6 +60,7 @@ class CompressedLayer(CacheLayerMixin):
         self.queries: Tensor | None = None
         self.rotation: Tensor | None = None  # (B, 2, W, R) of the queries
         self.scaling = 1.0
+        self._given: tuple[tuple[int, torch.Size], ...] = ()  # what `update` returned last
 
     def reset(self) -> None:
         """Forget everything; the cache can serve another request."""
@@ -79,6 +80,15 @@ class CompressedLayer(CacheLayerMixin):
 
         With `direct` set, only the dense ones are returned.
         """
+        states = self._updated(key_states, value_states)
+        self._given = tuple(map(_identity, states))
+        return states
+
+    def gave(self, keys: Tensor, values: Tensor) -> bool:
+        """Whether these are the states that `update` returned last."""
+        return self._given == (_identity(keys), _identity(values))
+
+    def _updated(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         assert self.keys is not None and self.values is not None
@@ -320,6 +330,10 @@ class CompressedLayer(CacheLayerMixin):
             return 0
         rows = self.keys.shape[0] * self.keys.shape[1] * self.length
         return rows * (self.keys.shape[3] + self.values.shape[3]) * self.keys.element_size()
+
+
+def _identity(states: Tensor) -> tuple[int, torch.Size]:
+    return states.data_ptr(), states.shape
 
 
 def _room(states: Tensor) -> tuple[int, int, int, int]:

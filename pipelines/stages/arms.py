@@ -12,6 +12,7 @@ from dataclasses import dataclass, is_dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
+from effllm.modules.errors import ConfigError
 from effllm.modules.ranges import NonNegativeInt, PositiveInt
 from effllm.pipelines.artifacts import Checkpoint
 from effllm.pipelines.stage import StageContext
@@ -96,7 +97,11 @@ class DecodingModels:
         return cls(checkpoint, target, checkpoint.load_tokenizer(), drafts, paths)
 
     def draft(self, arm: Mapping[str, Any]) -> PreTrainedModel | None:
-        """The draft model that an arm names, or None."""
+        """The draft model that an arm names, or None.
+
+        Raises:
+            ConfigError: if there is no such draft.
+        """
         wanted = arm.get("draft")
         if wanted is None:
             return None
@@ -108,7 +113,12 @@ class DecodingModels:
             if self.fast_paths:
                 speed_up(shallow)
             return shallow
-        return self.drafts[int(wanted["index"])]
+        if wanted["kind"] != "input" or not 0 <= wanted.get("index", -1) < len(self.drafts):
+            raise ConfigError(
+                f"draft {wanted}: expected kind first_layers with layers, or input with an index "
+                f"below {len(self.drafts)}, the number of the stage's drafts"
+            )
+        return self.drafts[wanted["index"]]
 
     def path_metrics(self) -> dict[str, float | str]:
         """How the target is run, and the seconds of making all models ready."""

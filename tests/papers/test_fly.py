@@ -199,17 +199,3 @@ def test_generate_streams_text_and_sums_up(overrides, tmp_path, capsys):
     assert shown.out.strip("\n") and "tokens per pass" in shown.err
     lossless = overrides[0] in ("decoder=plain", "decoder=lookup", "decoder=draft")
     assert ("not lossless" in shown.err) != lossless
-
-
-def test_generate_says_what_is_missing(tmp_path, capsys):
-    common = ["model=tiny_llama", f"paths.outputs={tmp_path}"]
-    for arguments, message in (
-        ([], "no prompt"),
-        (["two", "words"], "in quotes"),
-        (["hello", "decoder=draft"], "needs a draft model"),
-        (["hello", "decoder=none"], "none"),
-        (["hello", "max_new_tokens=-1"], "0 or more"),
-    ):
-        assert main(["generate", *arguments, *common]) == 1
-        error = capsys.readouterr().err.splitlines()[-1]
-        assert message in error and error.startswith("ConfigError")

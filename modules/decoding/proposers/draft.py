@@ -35,6 +35,10 @@ class InnerLookup:
     max_ngram: PositiveInt = 4
     tokens: PositiveInt = 6
 
+    def __post_init__(self) -> None:
+        if min(self.max_ngram, self.tokens) < 1:
+            raise ValueError(f"need max_ngram >= 1 and tokens >= 1, got {self}")
+
 
 @dataclass
 class ModelDrafter:

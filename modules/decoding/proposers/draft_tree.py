@@ -7,8 +7,10 @@ several places.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import MinLen
 
 from effllm.modules.decoding.proposers.draft import ModelDrafter
 from effllm.modules.decoding.records import Block
@@ -28,7 +30,7 @@ class DraftTree(ModelDrafter):
         widths: candidates at each depth; as many passes of the draft model.
     """
 
-    widths: tuple[PositiveInt, ...] = (3,)
+    widths: Annotated[tuple[PositiveInt, ...], MinLen(1)] = (3,)
 
     def __post_init__(self) -> None:
         self.widths = tuple(self.widths)

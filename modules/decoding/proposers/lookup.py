@@ -97,6 +97,8 @@ class PromptLookup:
     def __post_init__(self) -> None:
         if not 1 <= self.min_ngram <= self.max_ngram or self.tokens < 1:
             raise ValueError(f"need 1 <= min_ngram <= max_ngram and tokens >= 1, got {self}")
+        if self.prefer not in ("earliest", "latest"):
+            raise ValueError(f"prefer: earliest or latest, got {self.prefer!r}")
 
     def start(self, prompt: Sequence[int], ends: frozenset[int]) -> None:
         """Index the prompt."""

@@ -10,7 +10,7 @@ added: all of it is read from the logits that exact verification needs anyway.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -55,8 +55,13 @@ class Fly:
     lossless: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        if self.window < 0 or self.top_tokens < 1:
-            raise ValueError(f"need window >= 0 and top_tokens >= 1, got {self}")
+        if self.window < 0 or self.top_tokens < 1 or math.isnan(self.threshold):
+            raise ValueError(f"need window >= 0, top_tokens >= 1 and a threshold, got {self}")
+        if self.measure not in get_args(Measure) or self.window_check not in get_args(Window):
+            raise ValueError(
+                f"need measure of {get_args(Measure)} and window_check of {get_args(Window)}, "
+                f"got {self.measure!r}, {self.window_check!r}"
+            )
 
     def verify(self, block: Block, logits: Tensor, generator: torch.Generator) -> Decision:
         """Judge K tokens by (K + 1, V) float32 logits, the root's row first."""

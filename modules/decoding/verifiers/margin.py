@@ -30,7 +30,7 @@ class Margin:
     lossless: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        if self.margin < 0:
+        if not self.margin >= 0:  # nor NaN
             raise ValueError(f"need margin >= 0, got {self.margin}")
 
     def verify(self, block: Block, logits: Tensor, generator: torch.Generator) -> Decision:

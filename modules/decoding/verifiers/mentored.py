@@ -35,7 +35,7 @@ class Mentored:
     lossless: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        if self.divergence < 0:
+        if not self.divergence >= 0:  # nor NaN
             raise ValueError(f"need divergence >= 0, got {self.divergence}")
         if self.sampling.greedy:
             raise ConfigError("mentored decoding mixes laws: give it a temperature above 0")

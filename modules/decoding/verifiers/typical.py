@@ -31,6 +31,12 @@ class Typical:
     sampling: Sampling = field(default_factory=Sampling)
     lossless: bool = field(default=False, init=False)
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.epsilon <= 1 or not self.delta >= 0:
+            raise ValueError(
+                f"need 0 <= epsilon <= 1 and delta >= 0, got {self.epsilon}, {self.delta}"
+            )
+
     def verify(self, block: Block, logits: Tensor, generator: torch.Generator) -> Decision:
         """Judge K tokens by (K + 1, V) float32 logits, the root's row first."""
         test = ChainTest(block, logits, self.sampling, generator)

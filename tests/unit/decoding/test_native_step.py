@@ -101,6 +101,9 @@ def test_a_sliding_window_hides_old_tokens(generator):
     tokens = torch.randint(3, 256, (90,), generator=generator).tolist()
     torch.testing.assert_close(*(one.advance(tokens) for one in (plain, compiled)))
     torch.testing.assert_close(*(one.advance([5, 6, 7]) for one in (plain, compiled)))
+    parents = [-1, -1, -1, 2, 2, 4, 5, 6, 6]
+    found = [one.advance(tokens[:9], parents=parents) for one in (plain, compiled)]
+    torch.testing.assert_close(*found, rtol=1e-5, atol=2e-5)
 
 
 @needs_compiler

@@ -106,11 +106,6 @@ def test_every_proposer_gives_the_tokens_of_generate(tiny_llama, drafted):
 @pytest.mark.parametrize("tree", [False, True], ids=["chain", "tree"])
 def test_all_families_decode_exactly_with_chains_and_trees(any_family, tree):
     model = tiny_model(any_family)
-    if tree and getattr(model.config, "sliding_window", None):
-        for part in model.modules():  # a window that holds the whole text
-            if hasattr(part, "sliding_window") and part.sliding_window:
-                part.sliding_window = 512
-        model.config.sliding_window = 512
     for number, prompt in enumerate(PROMPTS):
         expected = by_generate(model, prompt)
         script = Scripted(expected, len(prompt), tree=tree, seed=number)
@@ -142,9 +137,10 @@ def test_a_tree_of_every_token_is_right_every_time(tiny_llama):
         DraftTree(ModelRunner(tiny_llama), 259, (3, 0))
 
 
-def test_a_tree_wider_than_the_window_is_refused(tiny_llama):
+def test_a_tree_deeper_than_the_window_is_refused():
     runner = ModelRunner(tiny_model("mistral"))
-    with pytest.raises(ValueError, match="window has 8"):
+    assert len(runner.advance([1] * 8, parents=[-1, *range(7)])) == 8
+    with pytest.raises(UnsupportedModelError, match="8 levels is deeper than its window of 8"):
         runner.advance([1] * 9, parents=[-1, *range(8)])
     with pytest.raises(ValueError, match="parents must come first"):
         tree_layout([-1, 2, 1])
@@ -258,6 +254,10 @@ def test_context_and_bad_prompts(tiny_llama):
         session.generate([[1, 2], [3, 4]], 4)
     with pytest.raises(ConfigError, match="0 or more"):
         session.generate([1], -1)
+    for seed in (-1, 2**63):
+        with pytest.raises(ConfigError, match="seed"):
+            session.generate([1], 4, seed=seed)
+    assert len(session.generate([1], 2, seed=2**63 - 1).tokens) == 2
     with pytest.raises(ConfigError, match="513 tokens, the model's context 512"):
         session.generate([5] * 513, 4)
     assert len(session.generate([5] * 510, 40).tokens) == 3  # the context is full
@@ -265,7 +265,9 @@ def test_context_and_bad_prompts(tiny_llama):
 
 def test_unsupported_models_and_drafts_are_refused_by_name(tiny_llama):
     mamba = MambaForCausalLM(MambaConfig(hidden_size=16, num_hidden_layers=1, vocab_size=20))
-    with pytest.raises(UnsupportedModelError, match="MambaForCausalLM.*recurrent"):
+    with pytest.raises(
+        UnsupportedModelError, match="MambaForCausalLM.*rolled back.*linear_attention"
+    ):
         ModelRunner(mamba)
     small = T5Config(d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, vocab_size=20)
     with pytest.raises(UnsupportedModelError, match="T5For.*encoder-decoder"):
@@ -275,7 +277,7 @@ def test_unsupported_models_and_drafts_are_refused_by_name(tiny_llama):
     draft = DraftModel(ModelRunner(narrow), 259)
     with pytest.raises(UnsupportedModelError, match="same tokenizer"):
         decode(tiny_llama, draft, [200, 201])
-    with pytest.raises(ValueError, match="layers"):
+    with pytest.raises(ConfigError, match="the model has 2.*draft.layers, here 1"):
         first_layers(tiny_llama, 2)
 
 
@@ -303,6 +305,15 @@ def test_stop_strings_split_over_tokens_are_cut_and_never_streamed(tiny_llama, t
         assert found.text == text[:where] == "".join(shown) and found.stop == "stop_string"
     with pytest.raises(ConfigError, match="tokenizer"):
         Session(ModelRunner(tiny_llama), Nothing(), Exact(), stop_strings=("x",))
+    for stops in (("",), (5,)):
+        with pytest.raises(ConfigError, match="stop strings"):
+            Session(
+                ModelRunner(tiny_llama),
+                Nothing(),
+                Exact(),
+                tokenizer=tokenizer,
+                stop_strings=stops,
+            )
 
 
 def test_streamed_pieces_make_the_text(tiny_llama, tokenizer):

@@ -334,7 +334,15 @@ def test_top_k_and_top_p_keep_what_they_say():
 
 
 def test_settings_that_mean_nothing_are_refused(generator):
-    for wrong in ({"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}):
+    nan, inf = float("nan"), float("inf")
+    for wrong in (
+        {"temperature": -1.0},
+        {"temperature": nan},
+        {"temperature": inf},
+        {"top_k": -1},
+        {"top_p": 0.0},
+        {"top_p": nan},
+    ):
         with pytest.raises(ValueError, match="temperature"):
             Sampling(**wrong)
     with pytest.raises(ConfigError, match="temperature above 0"):
@@ -343,6 +351,17 @@ def test_settings_that_mean_nothing_are_refused(generator):
         Mentored(sampling=Sampling())
     with pytest.raises(ValueError, match="window"):
         Fly(window=-1)
+    with pytest.raises(ValueError, match="threshold"):
+        Fly(threshold=nan)
+    for wrong in ({"measure": "odd"}, {"window_check": "odd"}):
+        with pytest.raises(ValueError, match="'odd'"):
+            Fly(**wrong)
+    for wrong in ({"epsilon": 1.5}, {"epsilon": nan}, {"delta": -0.1}, {"delta": nan}):
+        with pytest.raises(ValueError, match="epsilon"):
+            Typical(**wrong)
+    for cls, wrong in ((Margin, {"margin": nan}), (Mentored, {"divergence": nan})):
+        with pytest.raises(ValueError, match="need"):
+            cls(**wrong)
     tree = Block([1, 2], parents=[-1, -1])
     with pytest.raises(ConfigError, match="chains"):
         Fly().verify(tree, torch.zeros(3, 5), generator)
