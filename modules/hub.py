@@ -1,6 +1,7 @@
 """Ask whether the hub can serve something before any work is done."""
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,26 @@ def require_on_hub(name: str, kind: str, revision: str, remedy: str) -> set[str]
     except Exception as error:  # its many kinds of failure have no common base
         raise _unreachable(f"{kind} {name}", revision, error, remedy) from error
     return {file.rfilename for file in getattr(found, "siblings", None) or []}
+
+
+@cache
+def resolved_commit(name: str, kind: str, revision: str) -> str:
+    """The commit that a branch or tag stands for, so that a result names what it was made from.
+
+    The local cache is asked first, as loading will; without it or the hub, the revision itself.
+    """
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    folder = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type=kind))
+    file = folder / "refs" / revision
+    if file.is_file():
+        return file.read_text(encoding="utf-8").strip()
+    try:
+        found = HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=_SECONDS)
+    except Exception:  # noqa: BLE001 - its many kinds of failure have no common base
+        return revision  # `require_on_hub` says why before any work
+    return found.sha or revision
 
 
 def configuration_on_hub(name: str, revision: str, remedy: str) -> dict[str, Any]:

@@ -55,6 +55,25 @@ class Artifact:
             return [json.loads(line) for line in lines]
 
 
+def kind_named(kind: str, where: str) -> type[Artifact]:
+    """The reader of a kind of artifact.
+
+    Args:
+        kind: as in a manifest.
+        where: reference to the artifact, for the message.
+
+    Raises:
+        ArtifactError: for a kind that is not known here.
+    """
+    pending = [Artifact]
+    while pending:
+        found = pending.pop()
+        if found.kind == kind:
+            return found
+        pending += found.__subclasses__()
+    raise ArtifactError(f"{where}: this version of effllm cannot read {kind!r}; make it again")
+
+
 class Checkpoint(Artifact):
     """A model folder in Hugging Face format with tokenizer, history, and masks if pruned."""
 
@@ -280,15 +299,15 @@ class Tasks(Artifact):
         return [str(name) for name in self.read_json("tasks.json")["names"]]
 
 
-class Calibration(Artifact):
+class PassCosts(Artifact):
     """What passes cost on one machine and what speculation would bring there."""
 
-    kind = "calibration"
+    kind = "pass costs"
 
     @property
     def figures(self) -> dict[str, Any]:
         """Costs, bandwidth, and per arm the forecast for every K."""
-        return dict(self.read_json("calibration.json"))
+        return dict(self.read_json("costs.json"))
 
 
 class Predictions(Artifact):
@@ -332,10 +351,10 @@ class Blocks(Artifact):
         return found
 
 
-class Sweep(Artifact):
-    """What other rules would have made of recorded blocks: `sweep.jsonl`, a rule per line."""
+class Replay(Artifact):
+    """What other rules would have made of recorded blocks: `replay.jsonl`, a rule per line."""
 
-    kind = "sweep"
+    kind = "replay"
 
 
 class SupernetFiles(Artifact):

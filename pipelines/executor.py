@@ -27,7 +27,7 @@ from typing import Any
 
 from effllm.modules.errors import ArtifactError, ConfigError, DataError, EffLLMError
 from effllm.pipelines import provenance
-from effllm.pipelines.artifacts import Artifact
+from effllm.pipelines.artifacts import Artifact, kind_named
 from effllm.pipelines.building import construct, one_a_line
 from effllm.pipelines.display import Display
 from effllm.pipelines.files import (
@@ -42,9 +42,8 @@ from effllm.pipelines.graph import (
     Instance,
     build_source,
     check_fields,
-    load_stage,
 )
-from effllm.pipelines.identity import canonical_json
+from effllm.pipelines.identity import SCHEMA, canonical_json
 from effllm.pipelines.interrupts import raise_if_asked
 from effllm.pipelines.planning import Options, plan_statuses, stale_instances
 from effllm.pipelines.stage import PROGRESS_FOLDER, Many, Metrics, Stage, StageContext
@@ -243,7 +242,7 @@ class Run:
                 if name.startswith(ARTIFACT_PREFIX):
                     _, manifest = self.store.find(name.removeprefix(ARTIFACT_PREFIX))
                     where, digest = manifest["stage"], manifest["digest"]
-                    kind = load_stage(manifest["target"], name, instance.packages).OUTPUT
+                    kind = kind_named(manifest["kind"], name)
                 else:
                     parent = by_name[name]
                     where, digest, kind = parent.stage, parent.digest, parent.cls.OUTPUT
@@ -303,9 +302,10 @@ class Run:
             metrics = stage.run(ctx)
             seconds = time.perf_counter() - clock
             manifest = {
-                "schema": 1,
+                "schema": SCHEMA,
                 "stage": instance.stage,
                 "instance": instance.name,
+                "kind": instance.cls.OUTPUT.kind,
                 "target": instance.target,
                 "version": instance.cls.VERSION,
                 "digest": instance.digest,

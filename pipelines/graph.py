@@ -18,6 +18,7 @@ from typing import Any
 
 from effllm.modules.errors import ConfigError, DataError, EffLLMError, GraphError
 from effllm.pipelines import building
+from effllm.pipelines.artifacts import kind_named
 from effllm.pipelines.identity import fingerprint, recipe_digest, targets_of
 from effllm.pipelines.stage import Many, Source, Stage
 from effllm.pipelines.store import Store
@@ -74,7 +75,10 @@ def stage_name(cls: type[Stage]) -> str:
 
 
 def build_graph(
-    pipeline: Mapping[str, Any], store: Store, packages: Iterable[str] = ()
+    pipeline: Mapping[str, Any],
+    store: Store,
+    packages: Iterable[str] = (),
+    machine: Mapping[str, Any] | None = None,
 ) -> list[Instance]:
     """Instances in an order in which inputs come first, with digests.
 
@@ -82,6 +86,7 @@ def build_graph(
         pipeline: the resolved `pipeline` node of the configuration.
         store: where `artifact:` references are looked up.
         packages: import roots outside of effllm that classes may come from.
+        machine: what measures times; enters the digests of stages whose result is a time.
 
     Raises:
         ConfigError: unknown classes and fields, missing values, and values that do not fit; all
@@ -107,7 +112,7 @@ def build_graph(
         cls.check_together({one.name: one.config for one in ordered if one.cls is cls})
     for instance in ordered:
         _check_kinds(instance, instances, store)
-        _identify(instance, instances, store)
+        _identify(instance, instances, store, machine or {})
     return ordered
 
 
@@ -267,7 +272,7 @@ def _check_kinds(instance: Instance, instances: dict[str, Instance], store: Stor
         for name in names:
             if name.startswith(ARTIFACT_PREFIX):
                 _, manifest = store.find(name.removeprefix(ARTIFACT_PREFIX))
-                given = load_stage(manifest["target"], name, instance.packages).OUTPUT
+                given = kind_named(manifest["kind"], name)
             else:
                 given = instances[name].cls.OUTPUT
             if not issubclass(given, kind):
@@ -277,7 +282,9 @@ def _check_kinds(instance: Instance, instances: dict[str, Instance], store: Stor
                 )
 
 
-def _identify(instance: Instance, instances: dict[str, Instance], store: Store) -> None:
+def _identify(
+    instance: Instance, instances: dict[str, Instance], store: Store, machine: Mapping[str, Any]
+) -> None:
     def digest_of(name: str) -> str:
         if name.startswith(ARTIFACT_PREFIX):
             return str(store.find(name.removeprefix(ARTIFACT_PREFIX))[1]["digest"])
@@ -298,7 +305,7 @@ def _identify(instance: Instance, instances: dict[str, Instance], store: Store) 
     except DataError as error:
         raise DataError(f"{instance.name}: {error}") from error
     instance.digest = recipe_digest(
-        target=instance.target,
+        stage=instance.cls.__name__,
         version=instance.cls.VERSION,
         parts=instance.cls.PART_VERSIONS,
         config=instance.config,
@@ -306,6 +313,7 @@ def _identify(instance: Instance, instances: dict[str, Instance], store: Store) 
         defaults=instance.cls.DIGEST_DEFAULTS,
         inputs=inputs,
         sources=instance.sources,
+        machine=machine if instance.cls.TIMED else {},
     )
     instance.code = fingerprint([instance.target, *targets_of(instance.config)])
 

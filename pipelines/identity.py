@@ -1,7 +1,8 @@
 """Identity of a result: a digest of its recipe.
 
 Two stages with the same class, version, hyper-parameters, inputs and sources have the same digest
-and share one result, whatever they are called and wherever they run. Code is not part of the
+and share one result, whatever they are called and wherever they run. Classes are known by name,
+not by place: a file may move without losing its results. Code is not part of the
 digest; a fingerprint of the source files behind every `_target_` is stored beside the result, so
 that a reuse across a code change can be pointed out.
 """
@@ -14,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-SCHEMA = 1
+SCHEMA = 2  # 2: classes by name
 DIGEST_LENGTH = 12
 
 _ROOT = Path(__file__).parent.parent  # the folder of the import root `effllm`
@@ -30,7 +31,7 @@ def canonical_json(value: Any) -> str:
 
 def recipe_digest(
     *,
-    target: str,
+    stage: str,
     version: int,
     parts: Mapping[str, int],
     config: Mapping[str, Any],
@@ -38,11 +39,12 @@ def recipe_digest(
     defaults: Mapping[str, Any],
     inputs: Mapping[str, Any],
     sources: Mapping[str, Any],
+    machine: Mapping[str, Any],
 ) -> str:
     """Digest of what determines a result.
 
     Args:
-        target: dotted path of the stage class.
+        stage: name of the stage class.
         version: the class's VERSION.
         parts: the class's PART_VERSIONS; those of classes that `config` names enter.
         config: all fields of the stage, nested objects as plain dictionaries.
@@ -50,6 +52,7 @@ def recipe_digest(
         defaults: fields added later, left out while they equal the value that keeps old results.
         inputs: slot -> digest, or sorted list of digests.
         sources: identities of external models and data.
+        machine: what measured a time; empty for other results.
 
     Returns:
         64 hexadecimal digits.
@@ -61,16 +64,28 @@ def recipe_digest(
     }
     recipe = {
         "schema": SCHEMA,
-        "target": target,
+        "stage": stage,
         "version": version,
-        "config": kept,
+        "config": _by_name(kept),
         "inputs": inputs,
         "sources": sources,
     }
     named = {target.rpartition(".")[2] for target in targets_of(kept)}
     if used := {name: number for name, number in parts.items() if name in named}:
         recipe["parts"] = used
+    if machine:
+        recipe["machine"] = machine
     return hashlib.sha256(canonical_json(recipe).encode()).hexdigest()
+
+
+def _by_name(value: Any) -> Any:
+    """A copy in which every `_target_` is the name of its class."""
+    if isinstance(value, Mapping):
+        return {
+            key: item.rpartition(".")[2] if key == "_target_" else _by_name(item)
+            for key, item in value.items()
+        }
+    return [_by_name(item) for item in value] if isinstance(value, list) else value
 
 
 def _without(config: Mapping[str, Any], dotted: set[str]) -> dict[str, Any]:

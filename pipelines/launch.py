@@ -31,7 +31,7 @@ from effllm.pipelines.executor import CANNOT_WRITE, Run
 from effllm.pipelines.graph import Instance, build_graph
 from effllm.pipelines.memory import keep_freed_memory
 from effllm.pipelines.planning import Options, plan_statuses
-from effllm.pipelines.processor import computes_in_bfloat16, settle_types
+from effllm.pipelines.processor import computes_in_bfloat16, settle_types, timing_machine
 from effllm.pipelines.publishing import publish_report, refuse_other_report, report_name
 from effllm.pipelines.store import Store
 from effllm.pipelines.tracking import Logger
@@ -91,7 +91,7 @@ def plan_command(arguments: Sequence[str]) -> int:
     config = compose([one for one in arguments if one != "--json"])
     pipeline, sections = resolve(config)
     store = Store(Path(sections["paths"]["outputs"]))
-    instances = build_graph(pipeline, store, sections["packages"])
+    instances = _graph(pipeline, sections, store)
     _check_objective(sections["execute"]["objective"], instances)
     statuses = plan_statuses(instances, store, _options(sections, device="cpu"))
     if as_json:
@@ -213,7 +213,7 @@ def execute(config: DictConfig, folder: Path, told: Sequence[str] = ()) -> float
     keep_freed_memory()
     pipeline, sections = resolve(config)
     store = Store(Path(sections["paths"]["outputs"]))
-    instances = build_graph(pipeline, store, sections["packages"])
+    instances = _graph(pipeline, sections, store)
     _check_objective(sections["execute"]["objective"], instances)
     if sections["execute"]["dry_run"]:
         statuses = plan_statuses(instances, store, _options(sections, device="cpu"))
@@ -244,6 +244,11 @@ def execute(config: DictConfig, folder: Path, told: Sequence[str] = ()) -> float
             own = name if len(reports) == 1 else f"{name}-{one.name}"
             run.display.line(f"report: {publish_report(store, one, own, facts)}")
     return _objective(sections["execute"]["objective"], instances, store)
+
+
+def _graph(pipeline: dict[str, Any], sections: dict[str, Any], store: Store) -> list[Instance]:
+    machine = timing_machine(sections["trainer"]["device"])
+    return build_graph(pipeline, store, sections["packages"], machine)
 
 
 def _options(sections: dict[str, Any], device: str) -> Options:

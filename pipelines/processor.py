@@ -1,4 +1,6 @@
-"""What this machine computes in: `auto` in a configuration becomes bfloat16 or float32.
+"""This machine, told without importing torch: what it computes in, and what measures its times.
+
+`auto` in a configuration becomes bfloat16 or float32.
 
 Without bfloat16 instructions, which most laptops lack, passes over many tokens take several times
 as long in bfloat16 as in float32 and round otherwise. The type that was chosen stands in the fields
@@ -8,7 +10,10 @@ of its own (`budget.decode_dtype`).
 
 from __future__ import annotations
 
+import os
+import platform
 import re
+import shutil
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -43,6 +48,35 @@ def computes_in_bfloat16(device: str, *, root: Path = Path("/")) -> bool:
         root: of the file system; for tests.
     """
     return (device != "cpu" and _has_cuda(root)) or _has_instructions(root)
+
+
+def timing_machine(device: str, *, root: Path = Path("/")) -> dict[str, str | int | bool]:
+    """What a time depends on besides the recipe: device, threads, and a compiler for the steps.
+
+    Args:
+        device: auto, cpu, cuda or cuda:1, as in `conf/trainer`.
+        root: of the file system; for tests.
+    """
+    kind, _, number = device.partition(":")
+    if kind == "cuda" or (kind == "auto" and _has_cuda(root)):
+        cards = sorted((root / "proc/driver/nvidia/gpus").glob("*/information"))
+        chosen = int(number or 0)
+        text = cards[chosen].read_text() if chosen < len(cards) else ""
+        return {"device": _line("Model", text) or device}
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    file = root / "proc/cpuinfo"
+    text = file.read_text() if file.is_file() else ""
+    return {
+        "device": _line("model name", text) or platform.machine(),
+        "threads": int(os.environ.get("OMP_NUM_THREADS") or cores or 1),
+        "compiler": shutil.which(os.environ.get("CXX") or "c++") is not None,
+    }
+
+
+def _line(key: str, text: str) -> str:
+    """Value of the first line `key: value`."""
+    found = re.search(rf"^{key}\s*:\s*(.*)$", text, re.MULTILINE)
+    return found[1].strip() if found else ""
 
 
 def _has_cuda(root: Path) -> bool:

@@ -10,6 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from effllm.pipelines.processor import timing_machine
+
 _PACKAGES = ("effllm", "torch", "transformers", "datasets", "lightning", "lm-eval", "safetensors")
 
 
@@ -44,7 +46,7 @@ def environment(device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "packages": {name: package_version(name) for name in _PACKAGES},
-        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
+        "device": timing_machine(device)["device"],
         "threads": torch.get_num_threads(),
     }
 

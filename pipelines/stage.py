@@ -65,6 +65,7 @@ class Stage(ABC):
         VOLATILE: dotted fields that must not change results, such as a micro batch size.
         DIGEST_DEFAULTS: field -> value that keeps results from before the field existed.
         SOURCES: fields that are external sources.
+        TIMED: the result is a time, so the machine that measured it enters the digest.
     """
 
     VERSION: ClassVar[int] = 1
@@ -74,6 +75,7 @@ class Stage(ABC):
     VOLATILE: ClassVar[frozenset[str]] = frozenset()
     DIGEST_DEFAULTS: ClassVar[Mapping[str, Any]] = {}
     SOURCES: ClassVar[tuple[str, ...]] = ()
+    TIMED: ClassVar[bool] = False
 
     @classmethod  # noqa: B027 - a hook; most stages may stand beside their like
     def check_together(cls, configs: Mapping[str, Mapping[str, Any]]) -> None:

@@ -43,6 +43,7 @@ NOT_PAYLOAD = ("progress", "error.json", "work.json", "manifest.partial")
 _PARTS = {
     "stage": str,
     "instance": str,
+    "kind": str,
     "target": str,
     "digest": str,
     "config": dict,

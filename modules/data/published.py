@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 
 from effllm.modules.data.files import LOOKED_AT, LocalFile
 from effllm.modules.errors import DataError
-from effllm.modules.hub import require_on_hub
+from effllm.modules.hub import require_on_hub, resolved_commit
 
 Item = TypeVar("Item")
 
@@ -52,7 +52,10 @@ class Published(ABC, Generic[Item]):
                 columns say.
         """
         if self.path is None:
-            return {"name": self.hub or self.called, "revision": self.revision, "sha256": ""}
+            revision = self.revision
+            if self.hub:
+                revision = resolved_commit(self.hub, "dataset", revision)
+            return {"name": self.hub or self.called, "revision": revision, "sha256": ""}
         file = self._file(self.path)
         self._require_some(islice(self.items(), LOOKED_AT))
         return {"name": self.called, "revision": file.way, "sha256": file.sha256}

@@ -14,7 +14,7 @@ from random import Random
 
 from effllm.modules.data.files import LOOKED_AT, LocalFile
 from effllm.modules.errors import ConfigError, DataError
-from effllm.modules.hub import require_on_hub
+from effllm.modules.hub import require_on_hub, resolved_commit
 from effllm.modules.ranges import NonNegativeInt, PositiveInt, Seed
 from effllm.modules.wheels import PackagedFile
 
@@ -236,7 +236,8 @@ class HubText:
                 be.
         """
         if self.path is None:
-            return {"name": self.name, "revision": self.revision, "sha256": ""}
+            revision = resolved_commit(self.name, "dataset", self.revision)
+            return {"name": self.name, "revision": revision, "sha256": ""}
         found = self._local(self.path).identity()
         if found["sha256"] == self.test_sha256:
             found["name"] = self.name

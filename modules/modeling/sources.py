@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from effllm.modules.errors import ConfigError, DataError, EffLLMError
-from effllm.modules.hub import configuration_on_hub, require_on_hub
+from effllm.modules.hub import configuration_on_hub, require_on_hub, resolved_commit
 from effllm.modules.modeling.folders import config_problem, listing_problem, require_sound
 from effllm.modules.ranges import Seed, Word
 from effllm.modules.wheels import PackagedFile
@@ -130,7 +130,8 @@ class PretrainedFolder:
             DataError: if the local folder holds no model that could be loaded.
         """
         if self.path is None:
-            return {"name": self.name, "revision": self.revision, "sha256": ""}
+            revision = resolved_commit(self.name, "model", self.revision)
+            return {"name": self.name, "revision": revision, "sha256": ""}
         require_sound(
             self._folder,
             safetensors_only=self.safetensors_only,

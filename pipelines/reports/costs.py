@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from effllm.modules.evaluation.intervals import Interval
-from effllm.pipelines.artifacts import Calibration
+from effllm.pipelines.artifacts import PassCosts
 from effllm.pipelines.reports.decoding import interval
 from effllm.pipelines.reports.page import Table
 
 
-def pass_table(calibration: Calibration) -> Table:
+def pass_table(costs: PassCosts) -> Table:
     """Cost of a pass over n tokens, and how near one token comes to the memory's limit."""
-    figures = calibration.figures
+    figures = costs.figures
     reading = figures["reading"]
     rows = [
         [width, f"{1000 * cost['seconds']:.1f}", interval(_ratio(cost), 2)]
@@ -33,12 +33,12 @@ def _ratio(cost: dict[str, Any]) -> Interval:
     return Interval(cost["ratio"], *(cost["interval"] or ()))
 
 
-def forecast_table(calibration: Calibration) -> Table:
+def forecast_table(costs: PassCosts) -> Table:
     """Per drafter the K that held-out prompts recommend, and whether it pays at all."""
     rows: list[list[str]] = []
-    for arm, forecast in calibration.figures["forecasts"].items():
+    for arm, forecast in costs.figures["forecasts"].items():
         best = forecast["best"]
-        draft = calibration.figures["draft_seconds"][arm]
+        draft = costs.figures["draft_seconds"][arm]
         rows.append(
             [
                 arm.replace("_", " "),

@@ -32,10 +32,13 @@ def cost(results: Sequence[Artifact]) -> Text:
     stored = sum(entry["bytes"] for one in manifests for entry in one["outputs"].values())
     warned = sum(len(one["warnings"]) for one in manifests)
     environment = manifests[0]["env"]
+    machines = dict.fromkeys(
+        f"{m['env']['device']}, {m['env']['threads']} threads" for m in manifests
+    )
     versions = ", ".join(f"{k} {v}" for k, v in environment["packages"].items() if v)
     return Text(
         f"{len(manifests)} results, {sum(by_stage.values()) / 60:.1f} minutes of stages (most: "
         f"{shown}), peak memory {max(peaks) / 2**30:.1f} GiB, {stored / 1e9:.1f} GB stored, "
-        f"{warned} warnings. Device {environment['device']}, {environment['threads']} threads, "
+        f"{warned} warnings. Measured on {'; '.join(machines)}. "
         f"Python {environment['python']}, {versions}."
     )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypedDict
 
 from effllm.modules.errors import ConfigError
-from effllm.modules.ranges import Dtype, NonEmpty, PositiveInt, Seed
+from effllm.modules.ranges import Dtype, NonEmpty, PositiveInt
 from effllm.pipelines.artifacts import Checkpoint, Corpus, Predictions
 from effllm.pipelines.files import write_json, write_rows
 from effllm.pipelines.stage import Metrics, Stage, StageContext
@@ -49,18 +49,17 @@ class CacheBench(Stage):
         steps: decoded tokens per repeat.
         repeats: of everything; one more warms up.
         dtype: of the model.
-        seed: of the run; nothing is drawn.
     """
 
     INPUTS: ClassVar = {"model": Checkpoint, "text": Corpus}
     OUTPUT: ClassVar = Predictions
+    TIMED: ClassVar = True
 
     arms: dict[str, DenseArm | CompressedArm]
     lengths: NonEmpty[PositiveInt]
     steps: PositiveInt
     repeats: PositiveInt
     dtype: Dtype
-    seed: Seed
 
     def __post_init__(self) -> None:
         if "dense" not in self.arms:

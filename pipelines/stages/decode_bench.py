@@ -40,6 +40,7 @@ class DecodeBench(Stage):
         "drafts": Many(Checkpoint, ordered=True),
     }
     OUTPUT: ClassVar = Predictions
+    TIMED: ClassVar = True
 
     arms: dict[str, DecodingArm | LibraryArm]
     max_new_tokens: PositiveInt

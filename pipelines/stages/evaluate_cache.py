@@ -7,7 +7,7 @@ from dataclasses import dataclass, is_dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from effllm.modules.errors import ConfigError
-from effllm.modules.ranges import Dtype, PositiveInt, Seed
+from effllm.modules.ranges import Dtype, PositiveInt, Word
 from effllm.pipelines.artifacts import Checkpoint, LongPrompts, Predictions, Windows
 from effllm.pipelines.files import write_json, write_rows
 from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
@@ -32,7 +32,6 @@ class EvaluateCache(Stage):
             otherwise the question comes after compression.
         picture: arm whose kept channels are stored for a picture; null for none.
         dtype: of the computation; what is stored dense has the dtype of the arm.
-        seed: of the run; nothing is drawn.
     """
 
     PART_VERSIONS: ClassVar = {"ExpectedAttention": 2}  # 2: sinks take no attention from others
@@ -46,9 +45,8 @@ class EvaluateCache(Stage):
     arms: dict[str, Compression]
     continuation: PositiveInt
     question_inside: bool
-    picture: str | None
+    picture: Word | None
     dtype: Dtype
-    seed: Seed
 
     def __post_init__(self) -> None:
         if "dense" not in self.arms:

@@ -29,6 +29,7 @@ class MeasureSpeed(Stage):
 
     INPUTS: ClassVar = {"dense": Checkpoint, "models": Many(Checkpoint), "windows": Windows}
     OUTPUT: ClassVar = Speeds
+    TIMED: ClassVar = True
 
     prompt_tokens: PositiveInt
     new_tokens: PositiveInt

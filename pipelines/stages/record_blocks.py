@@ -1,4 +1,4 @@
-"""Draft at every position of the target's own text and keep the blocks whole, for sweeps."""
+"""Draft at every position of the target's own text and keep the blocks whole, to be replayed."""
 
 from __future__ import annotations
 

@@ -7,10 +7,10 @@ from typing import ClassVar
 
 from effllm.pipelines.artifacts import (
     Artifact,
-    Calibration,
     Checkpoint,
+    PassCosts,
     Prompts,
-    Sweep,
+    Replay,
 )
 from effllm.pipelines.stage import Metrics, StageContext
 from effllm.pipelines.stages.report import ReportStage
@@ -18,7 +18,7 @@ from effllm.pipelines.stages.report import ReportStage
 
 @dataclass(frozen=True, kw_only=True)
 class ReportFly(ReportStage):
-    """Read the benchmark, the costs and the sweep if there are any, and say what they show."""
+    """Read the benchmark, the costs and the replay if there are any, and say what they show."""
 
     VERSION: ClassVar[int] = 4  # 4: one verdict rule, Student's t below 30 examples
 
@@ -27,7 +27,12 @@ class ReportFly(ReportStage):
         from effllm.pipelines.reports import costs, decoding, fly, loosened
         from effllm.pipelines.reports.frame import cost, smoke_warning
         from effllm.pipelines.reports.page import Heading, Page, Text
-        from effllm.pipelines.reports.sweep import WHAT_IT_IS, SweepRows, draw_tradeoff, knob_table
+        from effllm.pipelines.reports.replay import (
+            WHAT_IT_IS,
+            ReplayRows,
+            draw_tradeoff,
+            knob_table,
+        )
         from effllm.pipelines.reports.verdicts import shown_at
 
         results = ctx.input_list("results", Artifact)
@@ -60,7 +65,7 @@ class ReportFly(ReportStage):
         page.add(claims, *shown_at(self.scale, fly.verdicts(bench)))
         page.add(Heading("Passes and time"), decoding.cost_table(bench))
         page.add(fly.draw_acceptance(bench, ctx.workdir / "figures"))
-        measured = next(iter(ctx.input_list("results", Calibration)), None)
+        measured = next(iter(ctx.input_list("results", PassCosts)), None)
         if measured is not None:
             page.add(Heading("Costs on this machine"), costs.pass_table(measured))
             page.add(costs.forecast_table(measured))
@@ -71,9 +76,9 @@ class ReportFly(ReportStage):
         page.add(Heading("Loosened tokens in context"))
         page.add(*loosened.loosened_in_context(bench, tokenizer, texts))
         centre = next((one for one in bench.about.values() if one.is_fly), None)
-        swept = next(iter(ctx.input_list("results", Sweep)), None)
+        swept = next(iter(ctx.input_list("results", Replay)), None)
         if swept is not None and centre is not None:
-            data = SweepRows.of(swept, centre)
+            data = ReplayRows.of(swept, centre)
             page.add(Heading("Other settings, from recorded blocks"), Text(WHAT_IT_IS))
             page.add(draw_tradeoff(data, ctx.workdir / "figures"))
             page.add(*(knob_table(data, arm) for arm in data.arms))

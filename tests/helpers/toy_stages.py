@@ -130,6 +130,7 @@ def manifest_of(instance):
     return {
         "stage": instance.stage,
         "instance": instance.name,
+        "kind": instance.cls.OUTPUT.kind,
         "target": instance.target,
         "digest": instance.digest,
         "code": {"fingerprint": instance.code},

@@ -64,7 +64,7 @@ def test_the_report_marks_what_is_lossy_and_what_is_the_papers(outputs):
     assert "not comparable" in page and "<script" not in page
     assert re.search(r"Draft model of \S+M with lookup inside, K=8: FLy \(W=3, gate 0.3\)", page)
     assert "approximation across blocks" in " ".join(page.split())
-    for name in ("acceptance", "sweep"):
+    for name in ("acceptance", "replay"):
         assert (folder / "figures" / f"{name}.csv").is_file()
     rows = json.loads((folder / "results.json").read_text())
     lossless = {row["method"]: row["lossless"] for row in rows}
@@ -75,13 +75,13 @@ def test_the_report_marks_what_is_lossy_and_what_is_the_papers(outputs):
             assert low <= row["metrics"][key] <= high
 
 
-def test_the_sweep_gives_the_tau_of_the_benchmark(outputs, bench_rows, tmp_path):
+def test_the_replay_gives_the_tau_of_the_benchmark(outputs, bench_rows, tmp_path):
     """Exact verification at the benchmark's K, walked over blocks recorded with a longer one."""
     shutil.copytree(outputs / "artifacts", tmp_path / "artifacts")
-    shutil.rmtree(tmp_path / "artifacts" / "sweep_blocks")  # made on held-out prompts
+    shutil.rmtree(tmp_path / "artifacts" / "replay_blocks")  # made on held-out prompts
     arguments = ["run", "paper=fly", "scale=smoke", "logger=none", f"paths.outputs={tmp_path}"]
-    assert main([*arguments, "pipeline.blocks.inputs.prompts=prompts", "execute.until=sweep"]) == 0
-    file = next((tmp_path / "artifacts" / "sweep_blocks").glob("*/sweep.jsonl"))
+    assert main([*arguments, "pipeline.blocks.inputs.prompts=prompts", "execute.until=replay"]) == 0
+    file = next((tmp_path / "artifacts" / "replay_blocks").glob("*/replay.jsonl"))
     swept = [json.loads(line) for line in file.read_text().splitlines()]
     for benched, arm, tokens in (("lookup", "lookup", 12), ("draft_long", "draft", 8)):
         mine = [row for row in bench_rows if row["set"] == benched]
@@ -124,9 +124,9 @@ def test_an_interrupted_recording_goes_on_at_the_next_prompt(outputs, tmp_path, 
     assert again.read_text() == whole
 
 
-def test_a_sweep_beyond_what_was_recorded_is_refused(outputs, capsys):
+def test_a_replay_beyond_what_was_recorded_is_refused(outputs, capsys):
     arguments = ["run", "paper=fly", "scale=smoke", "logger=none", f"paths.outputs={outputs}"]
-    wanted = ["pipeline.sweep.tokens=[4,16]", "execute.until=sweep"]
+    wanted = ["pipeline.replay.tokens=[4,16]", "execute.until=replay"]
     assert main([*arguments, *wanted]) == 1
     assert "recorded with K = 12" in capsys.readouterr().err
 

@@ -105,7 +105,7 @@ def test_tasks_made_before_kinds_could_be_chosen_keep_their_digest(store):
     }
     text = next(one for one in build_graph(pipeline, store) if one.name == "task_text")
     before = recipe_digest(
-        target="effllm.pipelines.stages.build_tasks.BuildTasks",
+        stage="BuildTasks",
         version=1,
         parts={},
         config=config,
@@ -113,6 +113,7 @@ def test_tasks_made_before_kinds_could_be_chosen_keep_their_digest(store):
         defaults={},
         inputs={"text": text.digest},
         sources={},
+        machine={},
     )
     assert tasks().digest == before != tasks(kinds=["recall"]).digest
     with pytest.raises(ConfigError, match="kinds: expected some of lastword.*found"):

@@ -16,7 +16,7 @@ from effllm.pipelines.reports.decoding import Bench, loosened_places, text_table
 from effllm.pipelines.reports.fly import answers_kept, run_conditions, verdicts
 from effllm.pipelines.reports.loosened import class_table, loosened_in_context, pieces_of
 from effllm.pipelines.reports.page import Mark, Page, Passages, Table, split_interval
-from effllm.pipelines.reports.sweep import SweepRows, knob_table
+from effllm.pipelines.reports.replay import ReplayRows, knob_table
 from effllm.pipelines.stages.arms import describe_arm
 
 
@@ -301,7 +301,7 @@ def test_intervals_are_split_off_and_other_cells_are_not():
         assert split_interval(cell) == (cell, "")
 
 
-def test_the_sweep_turns_one_knob_at_a_time():
+def test_the_replay_turns_one_knob_at_a_time():
     def swept(rule, **settings):
         value = {"value": 1.0, "low": 1.0, "high": 1.0}
         keys = ("tau", "tau_over_exact", "loosened_share", "loosened_tokens")
@@ -320,7 +320,7 @@ def test_the_sweep_turns_one_knob_at_a_time():
     ]
     rows += [swept("margin", tokens=tokens, margin=0.3) for tokens in (4, 8)]
     centre = {"tokens": 8, "window": 3, "threshold": 0.3, "measure": "top", "window_check": "full"}
-    data = SweepRows(rows, {"exact": Arm("exact", ARMS["exact"])}, centre)
+    data = ReplayRows(rows, {"exact": Arm("exact", ARMS["exact"])}, centre)
     table = knob_table(data, "exact")
     assert [one[0] for one in table.rows] == [
         "exact",

@@ -61,7 +61,7 @@ def test_a_version_bump_changes_the_digest(pipeline, store, monkeypatch):
 def test_a_part_of_another_version_changes_digests_that_have_it_alone():
     def digest(part, parts):
         return recipe_digest(
-            target="t",
+            stage="t",
             version=1,
             parts=parts,
             config={"arms": [{"evict": {"_target_": f"effllm.modules.{part}"}}]},
@@ -69,6 +69,7 @@ def test_a_part_of_another_version_changes_digests_that_have_it_alone():
             defaults={},
             inputs={},
             sources={},
+            machine={},
         )
 
     assert digest("Tova", {"Expected": 2}) == digest("Tova", {})

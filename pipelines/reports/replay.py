@@ -1,4 +1,4 @@
-"""The offline sweep of lossy rules: one knob at a time, and tau against what is given up."""
+"""The offline replay under lossy rules: one knob at a time, and tau against what is given up."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from effllm.modules.evaluation.intervals import INTERVALS, Interval
-from effllm.pipelines.artifacts import Sweep
+from effllm.pipelines.artifacts import Replay
 from effllm.pipelines.reports.arms import Arm
 from effllm.pipelines.reports.decoding import interval
 from effllm.pipelines.reports.figures import COLOURS, figure, write_csv
@@ -28,8 +28,8 @@ WHAT_IT_IS = (
 
 
 @dataclass(frozen=True)
-class SweepRows:
-    """Rows of one sweep.
+class ReplayRows:
+    """Rows of one replay.
 
     Attributes:
         rows: per arm and rule.
@@ -42,12 +42,12 @@ class SweepRows:
     centre: Setting
 
     @classmethod
-    def of(cls, artifact: Sweep, fly: Arm) -> SweepRows:
+    def of(cls, artifact: Replay, fly: Arm) -> ReplayRows:
         """Centred at the settings of an arm of the benchmark."""
         keys = ("window", "threshold", "measure", "window_check")
         centre = {"tokens": fly.tokens, **{key: fly.verifier[key] for key in keys}}
         arms = {name: Arm(name, one) for name, one in artifact.read_json("arms.json").items()}
-        return cls(artifact.read_rows("sweep.jsonl"), arms, centre)
+        return cls(artifact.read_rows("replay.jsonl"), arms, centre)
 
     def find(self, arm: str, rule: str, **settings: Any) -> list[Row]:
         """Rows of a rule that agree with the settings."""
@@ -64,7 +64,7 @@ class SweepRows:
         return self.find(arm, "fly", **fixed)
 
 
-def knob_table(data: SweepRows, arm: str) -> Table:
+def knob_table(data: ReplayRows, arm: str) -> Table:
     """One knob at a time around the centre, and the other rules at the same K."""
     tokens, centre = data.centre["tokens"], data.centre
     named = [("exact", row) for row in data.find(arm, "exact", tokens=tokens)]
@@ -127,13 +127,13 @@ def knob_table(data: SweepRows, arm: str) -> Table:
     )
 
 
-def draw_tradeoff(data: SweepRows, folder: Path) -> Figure:
+def draw_tradeoff(data: ReplayRows, folder: Path) -> Figure:
     """Gain in tau over the likelihood given up, a curve per rule; a panel per drafter."""
     table: list[dict[str, Any]] = []
     tokens = data.centre["tokens"]
     windows = sorted({row["window"] for row in data.rows if row["rule"] == "fly"})
     with figure(
-        folder, "sweep", size=(5.2 * len(data.arms), 3.9), panels=len(data.arms), squeeze=False
+        folder, "replay", size=(5.2 * len(data.arms), 3.9), panels=len(data.arms), squeeze=False
     ) as panels:
         for axes, (arm, about) in zip(panels[0], data.arms.items(), strict=True):
             curves = {
@@ -163,9 +163,9 @@ def draw_tradeoff(data: SweepRows, folder: Path) -> Figure:
             axes.set_xlabel("likelihood given up, nats per 100 tokens")
         panels[0][0].set_ylabel("tokens per pass over exact")
         panels[0][-1].legend(fontsize=8)
-    write_csv(folder, "sweep", table)
+    write_csv(folder, "replay", table)
     return Figure(
-        "sweep",
+        "replay",
         f"Offline, K={tokens}: tokens per pass over exact verification against the summed regret "
         "of what was kept; along a curve of FLy the gate opens. Higher at equal regret is better.",
     )

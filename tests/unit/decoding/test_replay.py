@@ -1,4 +1,4 @@
-"""Recorded blocks and the offline sweep, against the verifiers themselves."""
+"""Recorded blocks and the offline replay, against the verifiers themselves."""
 
 import itertools
 
@@ -10,9 +10,7 @@ from effllm.modules.decoding.proposers.draft import DraftModel
 from effllm.modules.decoding.proposers.lookup import PromptLookup
 from effllm.modules.decoding.recording import RecordedBlock, RecordedMismatch, Recorder
 from effllm.modules.decoding.records import Block
-from effllm.modules.decoding.runner import ModelRunner
-from effllm.modules.decoding.session import Session
-from effllm.modules.decoding.sweep import (
+from effllm.modules.decoding.replay import (
     ExactRule,
     FlyRule,
     MarginRule,
@@ -21,6 +19,8 @@ from effllm.modules.decoding.sweep import (
     summarise,
     walk,
 )
+from effllm.modules.decoding.runner import ModelRunner
+from effllm.modules.decoding.session import Session
 from effllm.modules.decoding.verifiers.exact import Exact
 from effllm.modules.decoding.verifiers.fly import Fly
 from effllm.modules.decoding.verifiers.margin import Margin

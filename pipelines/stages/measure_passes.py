@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from effllm.modules.ranges import Dtype, PositiveInt, Seed
-from effllm.pipelines.artifacts import Calibration, Checkpoint, Prompts
+from effllm.pipelines.artifacts import Checkpoint, PassCosts, Prompts
 from effllm.pipelines.files import write_json
 from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
 from effllm.pipelines.stages.arms import DecodingArm, DecodingModels
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecodeCalibrate(Stage):
+class MeasurePasses(Stage):
     """Costs by timing, acceptance by decoding held-out prompts exactly with a long draft.
 
     Args:
@@ -36,7 +36,8 @@ class DecodeCalibrate(Stage):
         "prompts": Prompts,
         "drafts": Many(Checkpoint, ordered=True),
     }
-    OUTPUT: ClassVar = Calibration
+    OUTPUT: ClassVar = PassCosts
+    TIMED: ClassVar = True
 
     arms: dict[str, DecodingArm]
     max_new_tokens: PositiveInt
@@ -47,8 +48,8 @@ class DecodeCalibrate(Stage):
     seed: Seed
 
     def run(self, ctx: StageContext) -> Metrics:
-        """`calibration.json`."""
-        from effllm.modules.decoding.costs import bytes_per_pass
+        """`costs.json`."""
+        from effllm.modules.decoding.break_even import bytes_per_pass
         from effllm.modules.decoding.runner import ModelRunner
 
         models = DecodingModels.load(ctx, self.dtype, fast=self.fast)
@@ -84,7 +85,7 @@ class DecodeCalibrate(Stage):
             "draft_seconds": passes,
             "forecasts": forecasts,
         }
-        write_json(ctx.workdir / "calibration.json", figures)
+        write_json(ctx.workdir / "costs.json", figures)
         best = {f"{name}/best_tokens": one["best"]["tokens"] for name, one in forecasts.items()}
         speeds = {
             f"{name}/speed_over_plain": one["best"]["speed"] for name, one in forecasts.items()
@@ -104,7 +105,7 @@ class DecodeCalibrate(Stage):
         """
         import numpy as np
 
-        from effllm.modules.decoding.costs import pass_seconds
+        from effllm.modules.decoding.break_even import pass_seconds
         from effllm.modules.evaluation.intervals import estimate
 
         widths = sorted({0, 1, 2, 3, 4, 6, 8, 12, 16, widest} & set(range(widest + 1)))
@@ -126,7 +127,7 @@ class DecodeCalibrate(Stage):
         """Median seconds of a draft model's pass over one token."""
         import numpy as np
 
-        from effllm.modules.decoding.costs import pass_seconds
+        from effllm.modules.decoding.break_even import pass_seconds
 
         found = pass_seconds(runner, [1], context=self.context, repeats=self.repeats)
         return float(np.median(found[1]))
@@ -138,7 +139,7 @@ def _forecast(
     """Tokens per round and speed over plain decoding for every K, and the best of them."""
     import numpy as np
 
-    from effllm.modules.decoding.costs import speed_over_plain, tokens_per_round
+    from effllm.modules.decoding.break_even import speed_over_plain, tokens_per_round
 
     accepted, drafted = [one.accepted for one in rounds], [one.drafted for one in rounds]
     # A drafter that looks several tokens up in one pass needs fewer passes than tokens.

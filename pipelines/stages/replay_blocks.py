@@ -14,16 +14,16 @@ from effllm.modules.ranges import (
     PositiveFloat,
     PositiveInt,
 )
-from effllm.pipelines.artifacts import Blocks, Sweep
+from effllm.pipelines.artifacts import Blocks, Replay
 from effllm.pipelines.files import write_json, write_rows
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 
 if TYPE_CHECKING:
-    from effllm.modules.decoding.sweep import Rule
+    from effllm.modules.decoding.replay import Rule
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepBlocks(Stage):
+class ReplayBlocks(Stage):
     """All combinations of K with FLy's settings, with margins and with typical acceptance.
 
     Args:
@@ -38,7 +38,7 @@ class SweepBlocks(Stage):
 
     VERSION: ClassVar[int] = 2  # 2: Student's t below 30 prompts
     INPUTS: ClassVar = {"blocks": Blocks}
-    OUTPUT: ClassVar = Sweep
+    OUTPUT: ClassVar = Replay
 
     tokens: NonEmpty[PositiveInt]
     windows: list[NonNegativeInt]
@@ -49,8 +49,8 @@ class SweepBlocks(Stage):
     resamples: PositiveInt
 
     def run(self, ctx: StageContext) -> Metrics:
-        """`sweep.jsonl`: `{arm, rule, tokens, ...settings, ...figures}`; `arms.json`."""
-        from effllm.modules.decoding.sweep import summarise
+        """`replay.jsonl`: `{arm, rule, tokens, ...settings, ...figures}`; `arms.json`."""
+        from effllm.modules.decoding.replay import summarise
         from effllm.modules.evaluation.intervals import Interval
 
         recorded = ctx.input("blocks", Blocks)
@@ -61,7 +61,7 @@ class SweepBlocks(Stage):
             longest = arm["proposer"]["tokens"]
             if max(self.tokens) > longest:
                 raise ConfigError(
-                    f"{ctx.instance}: {name} was recorded with K = {longest}, the sweep asks for "
+                    f"{ctx.instance}: {name} was recorded with K = {longest}, the replay asks for "
                     f"K = {max(self.tokens)}; record with a larger K or ask for less"
                 )
             blocks = recorded.blocks(name)
@@ -74,12 +74,12 @@ class SweepBlocks(Stage):
                 }
                 rows.append({"arm": name, "rule": label, **vars(rule), **figures})
             ctx.progress(number + 1, len(arms), "arm")
-        write_rows(ctx.workdir / "sweep.jsonl", rows)
+        write_rows(ctx.workdir / "replay.jsonl", rows)
         write_json(ctx.workdir / "arms.json", arms)
         return {"rules": len(rules), "arms": len(arms)}
 
     def _rules(self) -> list[Rule]:
-        from effllm.modules.decoding.sweep import ExactRule, FlyRule, MarginRule, TypicalRule
+        from effllm.modules.decoding.replay import ExactRule, FlyRule, MarginRule, TypicalRule
 
         rules: list[Rule] = []
         for tokens in self.tokens:
