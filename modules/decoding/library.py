@@ -4,7 +4,7 @@ import time
 from typing import Literal
 
 import torch
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 Kind = Literal["plain", "lookup", "assisted"]
 
@@ -20,6 +20,9 @@ def generate(
     draft: PreTrainedModel | None = None,
 ) -> tuple[list[int], float]:
     """Greedy tokens and the seconds they took, prompt included.
+
+    The model's own generation settings, such as a repetition penalty, are left out: all arms decode
+    the same law.
 
     Args:
         model: the target.
@@ -40,14 +43,20 @@ def generate(
         draft.generation_config.assistant_confidence_threshold = 0.0
         options["assistant_model"] = draft
     ids = torch.tensor([prompt], device=model.device)
-    started = time.perf_counter()
-    output = model.generate(  # type: ignore[operator] # a mix-in's method
-        ids,
-        attention_mask=torch.ones_like(ids),
-        do_sample=False,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=sorted(ends) or None,
-        pad_token_id=min(ends, default=0),
-        **options,
-    )
-    return output[0, len(prompt) :].tolist(), time.perf_counter() - started
+    own: GenerationConfig = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        started = time.perf_counter()
+        output = model.generate(  # type: ignore[operator] # a mix-in's method
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=sorted(ends) or None,
+            pad_token_id=min(ends, default=0),
+            **options,
+        )
+        seconds = time.perf_counter() - started
+    finally:
+        model.generation_config = own
+    return output[0, len(prompt) :].tolist(), seconds

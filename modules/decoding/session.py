@@ -54,7 +54,8 @@ class Session:
     def __post_init__(self) -> None:
         if isinstance(self.proposer, DraftTree):
             if not isinstance(self.verifier, Exact):
-                raise ConfigError(f"{type(self.verifier).__name__} judges chains; draft chains")
+                name = type(self.verifier).__name__
+                raise ConfigError(f"{name} judges chains only; draft chains, or take Exact")
             if self.target.no_trees:
                 name = type(self.target.model).__name__
                 raise UnsupportedModelError(f"{name}: {self.target.no_trees}")

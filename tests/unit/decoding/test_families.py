@@ -63,5 +63,5 @@ def test_all_ways_to_decode_write_the_text_of_generate(name):
 
 def test_rules_for_chains_refuse_trees_before_anything_is_decoded():
     runner = ModelRunner(family_model("llama"))
-    with pytest.raises(ConfigError, match="Fly judges chains"):
+    with pytest.raises(ConfigError, match="Fly judges chains only"):
         Session(runner, DraftTree(runner, 259), Fly())

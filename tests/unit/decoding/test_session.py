@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import MambaConfig, MambaForCausalLM, T5Config, T5ForConditionalGeneration
 
+from effllm.modules.decoding import library
 from effllm.modules.decoding.early_exit import first_layers
 from effllm.modules.decoding.proposers.base import Nothing
 from effllm.modules.decoding.proposers.draft import DraftModel, InnerLookup
@@ -112,6 +113,18 @@ def test_all_families_decode_exactly_with_chains_and_trees(any_family, tree):
         found = decode(model, script, prompt)
         assert found.tokens == expected
         assert len(found.rounds) < 24  # something was accepted
+
+
+def test_transformers_arms_decode_the_same_law(tiny_llama):
+    """Whatever the model's own generation settings say: they are no part of the comparison."""
+    tiny_llama.generation_config.repetition_penalty = 5.0
+    own = tiny_llama.generation_config
+    plain = decode(tiny_llama, Nothing(), PROMPTS[2])
+    for kind in ("plain", "lookup"):
+        tokens, _ = library.generate(tiny_llama, PROMPTS[2], 24, frozenset(), kind=kind)
+        assert tokens == plain.tokens
+    assert tiny_llama.generation_config is own
+    assert by_generate(tiny_llama, PROMPTS[2]) != plain.tokens  # they would have told
 
 
 def test_a_drafted_tree_holds_the_likeliest_tokens_and_continues_the_first(tiny_llama, generator):
