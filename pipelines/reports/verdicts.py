@@ -81,9 +81,10 @@ def differing(ours: Mapping[str, Any], paper: Mapping[str, Any]) -> tuple[str, .
     found = []
     for name, theirs in paper.items():
         several = theirs if isinstance(theirs, tuple) else (theirs,)
-        if ours[name] not in several:
+        mine = ours.get(name, "none")
+        if mine not in several:
             shown = " or ".join(str(value) for value in several)
-            found.append(f"{name} = {ours[name]}, paper {shown}")
+            found.append(f"{name} = {mine}, paper {shown}")
     return tuple(found)
 
 

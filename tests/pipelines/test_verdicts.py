@@ -53,10 +53,11 @@ def test_reproduced_is_said_under_the_papers_conditions_alone(holds, ours, paper
 
 def test_conditions_that_differ_are_named_with_the_papers():
     ours = {"W": 3, "K": 15, "gate": "0.3 nats"}
-    paper = {"W": 6, "K": (15, 25), "gate": ("0.2 nats", "0.1 nats")}
+    paper = {"W": 6, "K": (15, 25), "gate": ("0.2 nats", "0.1 nats"), "text": "c4"}
     assert differing(ours, paper) == (
         "W = 3, paper 6",
         "gate = 0.3 nats, paper 0.2 nats or 0.1 nats",
+        "text = none, paper c4",
     )
 
 
