@@ -1,9 +1,14 @@
 """What a result is called, and how stages are joined: digests and graphs."""
 
+import json
+import sys
+import types
+
 import pytest
 from toy_stages import build_graph
 
 from effllm.modules.errors import (
+    ArtifactError,
     ConfigError,
     GraphError,
 )
@@ -75,6 +80,47 @@ def test_a_part_of_another_version_changes_digests_that_have_it_alone():
     assert digest("Tova", {"Expected": 2}) == digest("Tova", {})
     assert digest("Expected", {"Expected": 2}) != digest("Expected", {})
     assert digest("Expected", {"Expected": 2}) != digest("Expected", {"Expected": 3})
+
+
+def test_a_class_that_moved_keeps_its_results(pipeline, store, monkeypatch):
+    import toy_stages
+
+    first = digests(pipeline, store)
+    moved = types.ModuleType("toy_stages.elsewhere")
+    moved.Count = toy_stages.Count
+    monkeypatch.setitem(sys.modules, "toy_stages.elsewhere", moved)
+    pipeline["count"]["_target_"] = "toy_stages.elsewhere.Count"
+    assert digests(pipeline, store) == first
+
+
+def test_only_times_know_their_machine(pipeline, store, monkeypatch):
+    import toy_stages
+
+    monkeypatch.setattr(toy_stages.Scale, "TIMED", True)
+
+    def on(**machine):
+        return {one.name: one.digest for one in build_graph(pipeline, store, machine=machine)}
+
+    one, other = on(device="A", threads=2), on(device="A", threads=4)
+    assert one["count"] == other["count"] and one["double"] != other["double"]
+    assert (
+        on(device="B", threads=2)["double"] != one["double"] == on(device="A", threads=2)["double"]
+    )
+
+
+def test_a_stored_result_is_opened_by_its_kind_alone(pipeline, store, execute):
+    execute({"count": pipeline["count"]})
+    (file,) = store.artifacts.glob("count/*/manifest.json")
+    manifest = json.loads(file.read_text())
+    assert manifest["kind"] == "numbers"
+    manifest["target"] = "module_that_was_moved_away.Count"
+    file.write_text(json.dumps(manifest))
+    pipeline["double"]["inputs"]["numbers"] = f"artifact:count/{file.parent.name}"
+    assert execute({"double": pipeline["double"]}) == {"double": "ran"}
+    manifest["kind"] = "letters"
+    file.write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactError, match="cannot read 'letters'"):
+        build_graph({"double": pipeline["double"]}, store)
 
 
 def test_a_later_field_at_its_old_value_keeps_the_digest(pipeline, store, monkeypatch):

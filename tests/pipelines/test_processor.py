@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from effllm.pipelines import launch, processor
 from effllm.pipelines.graph import build_graph
-from effllm.pipelines.processor import computes_in_bfloat16, settle_types
+from effllm.pipelines.processor import computes_in_bfloat16, settle_types, timing_machine
 
 
 def machine(root, *, flags=None, nvidia=False):
@@ -54,6 +54,20 @@ def test_a_device_that_will_be_used_counts_as_able(
     monkeypatch.setattr(processor, "version", lambda name: torch)
     root = machine(tmp_path, flags="flags : avx2", nvidia=nvidia)
     assert computes_in_bfloat16(device, root=root) is able
+
+
+def test_a_time_knows_the_device_the_threads_and_the_compiler(tmp_path, monkeypatch):
+    root = machine(tmp_path, flags="flags : avx2", nvidia=True)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert timing_machine("cpu", root=root) == {"device": "x", "threads": 3, "compiler": False}
+    for number, name in enumerate(("NVIDIA H200", "NVIDIA L4")):
+        card = root / f"proc/driver/nvidia/gpus/000{number}"
+        card.mkdir(parents=True)
+        (card / "information").write_text(f"Model: \t\t {name}\nIRQ: 7\n")
+    monkeypatch.setattr(processor, "version", lambda name: "2.13.0")
+    assert timing_machine("cuda:1", root=root) == {"device": "NVIDIA L4"}
+    assert timing_machine("auto", root=root) == {"device": "NVIDIA H200"}
 
 
 def test_it_is_what_torch_finds():
