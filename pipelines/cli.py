@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from effllm import __version__
 from effllm.modules.errors import ArtifactError, ConfigError, EffLLMError
-from effllm.pipelines import interrupts
+from effllm.pipelines.engine import interrupts
 
 USAGE = """\
 effllm <verb> [options]
@@ -83,18 +83,18 @@ def _run_verb(arguments: list[str]) -> int:
         return 0
     verb, rest = arguments[0], arguments[1:]
     if verb == "run":
-        from effllm.pipelines.launch import run_command
+        from effllm.pipelines.commands.launch import run_command
 
         return run_command(rest)
     if verb == "plan":
-        from effllm.pipelines.launch import plan_command
+        from effllm.pipelines.commands.launch import plan_command
 
         return plan_command(rest)
     if verb == "generate":
-        from effllm.pipelines.generate import generate_command
+        from effllm.pipelines.commands.generate import generate_command
 
         return generate_command(rest)
-    from effllm.pipelines import inspect_store
+    from effllm.pipelines.commands import inspect_store
 
     handler = inspect_store.VERBS.get(verb)
     if handler is None:

@@ -15,9 +15,9 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from effllm.pipelines.artifacts import Checkpoint, Prompts
-from effllm.pipelines.graph import build_graph
-from effllm.pipelines.launch import compose, resolve, run_command
-from effllm.pipelines.store import Store
+from effllm.pipelines.commands.launch import compose, resolve, run_command
+from effllm.pipelines.engine.graph import build_graph
+from effllm.pipelines.engine.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -85,7 +85,7 @@ def main() -> None:
     from effllm.modules.decoding.runner import ModelRunner
     from effllm.modules.decoding.session import Session
     from effllm.modules.decoding.verifiers.exact import Exact
-    from effllm.pipelines.generate import encode_prompt, end_tokens
+    from effllm.pipelines.commands.generate import encode_prompt, end_tokens
 
     checkpoint, prompts = _prepared(options.outputs, options.prompts)
     stock, model = checkpoint.load_model("float32"), checkpoint.load_model("float32")

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from effllm.modules.evaluation.intervals import Interval, over_seeds
+from effllm.pipelines.commands.launch import compose, resolve, run_command
+from effllm.pipelines.engine.graph import build_graph
+from effllm.pipelines.engine.store import Store
 from effllm.pipelines.files import write_json
-from effllm.pipelines.graph import build_graph
-from effllm.pipelines.launch import compose, resolve, run_command
-from effllm.pipelines.store import Store
 
 _WINDOWS = "windows.safetensors"
 _PEER_SCRIPT = Path(__file__).with_name("peer_oneshot.py")

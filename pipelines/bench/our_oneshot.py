@@ -19,7 +19,7 @@ def main() -> None:
     from effllm.modules.sparsity.pruners import SparseGPT, Wanda
     from effllm.modules.sparsity.sequential import prune_block
     from effllm.modules.structural.compact import load_any
-    from effllm.pipelines.memory import keep_freed_memory
+    from effllm.pipelines.commands.memory import keep_freed_memory
 
     keep_freed_memory()
     job = json.loads(Path(sys.argv[1]).read_text())

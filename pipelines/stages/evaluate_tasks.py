@@ -6,8 +6,8 @@ from typing import ClassVar
 
 from effllm.modules.ranges import Dtype, PositiveInt
 from effllm.pipelines.artifacts import Checkpoint, Predictions, Tasks
+from effllm.pipelines.engine.provenance import package_version
 from effllm.pipelines.files import write_json, write_rows
-from effllm.pipelines.provenance import package_version
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 
 

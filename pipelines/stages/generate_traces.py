@@ -49,7 +49,7 @@ class GenerateTraces(Stage):
         from effllm.modules.decoding.packed import pack_linears
         from effllm.modules.drafting.requests import passage_requests
         from effllm.modules.drafting.traces import write_greedily
-        from effllm.pipelines.generate import encode_prompt, end_tokens
+        from effllm.pipelines.commands.generate import encode_prompt, end_tokens
 
         checkpoint = ctx.input("model", Checkpoint)
         model, tokenizer = (

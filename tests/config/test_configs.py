@@ -14,12 +14,12 @@ import pytest
 import yaml
 
 from effllm.modules.errors import ConfigError
-from effllm.pipelines.building import one_a_line
-from effllm.pipelines.executor import build_stages
-from effllm.pipelines.graph import build_graph, build_source, check_fields, load_stage
-from effllm.pipelines.identity import targets_of
-from effllm.pipelines.launch import CONF_DIR, compose, resolve
-from effllm.pipelines.store import Store
+from effllm.pipelines.commands.launch import CONF_DIR, compose, resolve
+from effllm.pipelines.engine.building import one_a_line
+from effllm.pipelines.engine.executor import build_stages
+from effllm.pipelines.engine.graph import build_graph, build_source, check_fields, load_stage
+from effllm.pipelines.engine.identity import targets_of
+from effllm.pipelines.engine.store import Store
 
 CONF = Path(CONF_DIR)
 ROOT = CONF.resolve().parent
@@ -33,7 +33,9 @@ def test_every_paper_composes_fits_its_classes_and_keeps_its_digests(
     paper, scale, tmp_path, monkeypatch
 ):
     # The same on every machine: bfloat16 is there, no hub cache is, times have no machine.
-    monkeypatch.setattr("effllm.pipelines.launch.computes_in_bfloat16", lambda device: True)
+    monkeypatch.setattr(
+        "effllm.pipelines.commands.launch.computes_in_bfloat16", lambda device: True
+    )
     for module in ("modeling.sources", "data.sources", "data.published"):
         monkeypatch.setattr(
             f"effllm.modules.{module}.resolved_commit", lambda name, kind, revision: revision
@@ -211,7 +213,7 @@ def test_a_model_out_of_reach_is_refused_before_any_work():
 def test_a_device_that_is_not_there_is_refused_before_any_work(monkeypatch):
     import torch
 
-    from effllm.pipelines.launch import _options
+    from effllm.pipelines.commands.launch import _options
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     _, sections = resolve(compose(["paper=sds", "scale=smoke"]))

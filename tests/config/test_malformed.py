@@ -12,12 +12,12 @@ import pytest
 
 from effllm.modules.errors import ConfigError, GraphError
 from effllm.pipelines.artifacts import Artifact
-from effllm.pipelines.building import one_a_line
-from effllm.pipelines.executor import build_stages
-from effllm.pipelines.graph import build_graph, check_fields
-from effllm.pipelines.launch import compose, resolve
+from effllm.pipelines.commands.launch import compose, resolve
+from effllm.pipelines.engine.building import one_a_line
+from effllm.pipelines.engine.executor import build_stages
+from effllm.pipelines.engine.graph import build_graph, check_fields
+from effllm.pipelines.engine.store import Store
 from effllm.pipelines.stage import Many
-from effllm.pipelines.store import Store
 
 PAPERS = ("sds", "sds_ablation", "fly", "fly_accuracy", "tyr_long", "spark")
 MAY_BE_NULL = frozenset({"bits", "storage", "picture"})  # though the papers give a value

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from effllm.pipelines.graph import build_graph
-from effllm.pipelines.inspect_store import VERBS
-from effllm.pipelines.launch import CONF_DIR, compose, resolve
-from effllm.pipelines.store import Store
+from effllm.pipelines.commands.inspect_store import VERBS
+from effllm.pipelines.commands.launch import CONF_DIR, compose, resolve
+from effllm.pipelines.engine.graph import build_graph
+from effllm.pipelines.engine.store import Store
 
 ROOT = Path(CONF_DIR).resolve().parent
 README = (ROOT / "README.md").read_text()

@@ -17,13 +17,13 @@ from pathlib import Path
 from rich.console import Console
 from toy_stages import build_graph
 
-from effllm.pipelines import interrupts
 from effllm.pipelines.cli import main
-from effllm.pipelines.display import Display
-from effllm.pipelines.executor import Run
-from effllm.pipelines.planning import Options
-from effllm.pipelines.store import Store, verify_payload
-from effllm.pipelines.tracking import NoLogger
+from effllm.pipelines.engine import interrupts
+from effllm.pipelines.engine.display import Display
+from effllm.pipelines.engine.executor import Run
+from effllm.pipelines.engine.planning import Options
+from effllm.pipelines.engine.store import Store, verify_payload
+from effllm.pipelines.engine.tracking import NoLogger
 
 # Audit events of Python in front of changes to the disk.
 CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.chmod", "os.symlink"}

@@ -6,11 +6,11 @@ import torch  # noqa: F401 - before the next line
 from rich.console import Console
 from toy_stages import build_graph
 
-from effllm.pipelines.display import Display
-from effllm.pipelines.executor import Run
-from effllm.pipelines.planning import Options
-from effllm.pipelines.store import Store
-from effllm.pipelines.tracking import NoLogger
+from effllm.pipelines.engine.display import Display
+from effllm.pipelines.engine.executor import Run
+from effllm.pipelines.engine.planning import Options
+from effllm.pipelines.engine.store import Store
+from effllm.pipelines.engine.tracking import NoLogger
 
 gc.freeze()  # every stage ends with a collection, and torch has many objects that stay
 

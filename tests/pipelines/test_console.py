@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from effllm.modules.errors import ConfigError
-from effllm.pipelines import inspect_store
 from effllm.pipelines.cli import main
-from effllm.pipelines.executor import Run
+from effllm.pipelines.commands import inspect_store
+from effllm.pipelines.engine.executor import Run
 
 ROOT = Path(__file__).resolve().parents[2]
 VERB = "import sys; from effllm.pipelines.cli import main; sys.exit(main(sys.argv[1:]))"
@@ -115,7 +115,7 @@ def test_outputs_that_cannot_be_made_are_one_line():
 
 
 def test_a_log_that_cannot_be_written_is_said_once(monkeypatch, capsys, tmp_path):
-    from effllm.pipelines import launch
+    from effllm.pipelines.commands import launch
 
     launch._log_to(tmp_path)
     (handler,) = launch.logging.getLogger("effllm").handlers

@@ -8,8 +8,8 @@ from toy_stages import build_graph, manifest_of
 
 from effllm.modules.errors import ArtifactError
 from effllm.pipelines.cli import main
+from effllm.pipelines.engine.store import verify_payload
 from effllm.pipelines.stage import StageContext
-from effllm.pipelines.store import verify_payload
 
 
 def payload(store, instance):
@@ -46,7 +46,7 @@ def test_damage_is_found_named_and_refused(pipeline, execute, store, damage):
 
 
 def test_an_edit_that_hides_its_time_is_found_when_it_is_read(pipeline, execute, store):
-    from effllm.pipelines.store import Store
+    from effllm.pipelines.engine.store import Store
 
     execute(pipeline)
     file = only(store, "count") / "numbers.json"
@@ -203,7 +203,7 @@ def test_results_on_another_file_system_are_refused_before_the_work(
 
 
 def test_outputs_that_cannot_be_written_are_named(pipeline, execute, store, tmp_path):
-    from effllm.pipelines.store import Store
+    from effllm.pipelines.engine.store import Store
 
     blocked = tmp_path / "file"
     blocked.write_text("")

@@ -6,10 +6,10 @@ import pytest
 
 from effllm.modules.errors import ConfigError, DataError
 from effllm.pipelines.artifacts import Predictions, Prompts
-from effllm.pipelines.executor import build_stages
-from effllm.pipelines.graph import build_graph
-from effllm.pipelines.identity import recipe_digest
-from effllm.pipelines.launch import compose, resolve
+from effllm.pipelines.commands.launch import compose, resolve
+from effllm.pipelines.engine.executor import build_stages
+from effllm.pipelines.engine.graph import build_graph
+from effllm.pipelines.engine.identity import recipe_digest
 
 
 def test_a_moved_question_file_is_the_same_prompt_set(execute, store, tmp_path):

@@ -8,9 +8,9 @@ from effllm.modules.drafting import traces
 from effllm.modules.errors import DataError
 from effllm.modules.structural import compact
 from effllm.pipelines.artifacts import Checkpoint, Traces
-from effllm.pipelines.graph import build_graph
-from effllm.pipelines.launch import compose, resolve
-from effllm.pipelines.store import Store
+from effllm.pipelines.commands.launch import compose, resolve
+from effllm.pipelines.engine.graph import build_graph
+from effllm.pipelines.engine.store import Store
 
 STAGES = ("base", "trace_text", "traces", "draft")
 KEYS = ("tokens", "prompt_lengths", "likely", "probabilities")

@@ -7,7 +7,7 @@ import toy_stages
 from toy_stages import build_graph
 
 from effllm.pipelines.cli import main
-from effllm.pipelines.store import live_run
+from effllm.pipelines.engine.store import live_run
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_a_store_that_cannot_be_written_to_can_be_looked_at(
     def refused(*arguments, **options):
         raise OSError(30, "Read-only file system", "somewhere")
 
-    for name in ("os.mkdir", "os.rename", "os.replace", "effllm.pipelines.store.FileLock"):
+    for name in ("os.mkdir", "os.rename", "os.replace", "effllm.pipelines.engine.store.FileLock"):
         monkeypatch.setattr(name, refused)
     for arguments in (["ls"], ["show", "collect/"], ["verify"], ["gc"]):
         assert main([*arguments, "--outputs", str(store.root)]) == 0, capsys.readouterr().err

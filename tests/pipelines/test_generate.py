@@ -13,10 +13,10 @@ import torch
 
 from effllm.modules.errors import ConfigError, EffLLMError
 from effllm.modules.modeling.tiny import byte_tokenizer, tiny_model
-from effllm.pipelines import generate
-from effllm.pipelines.asked import read_arguments
 from effllm.pipelines.cli import main
-from effllm.pipelines.launch import CONF_DIR, compose
+from effllm.pipelines.commands import generate
+from effllm.pipelines.commands.asked import read_arguments
+from effllm.pipelines.commands.launch import CONF_DIR, compose
 
 ROOT = Path(CONF_DIR).resolve().parent
 TRICKY = [

@@ -12,7 +12,7 @@ from effllm.modules.errors import (
     ConfigError,
     GraphError,
 )
-from effllm.pipelines.identity import canonical_json, fingerprint, recipe_digest
+from effllm.pipelines.engine.identity import canonical_json, fingerprint, recipe_digest
 from effllm.pipelines.stage import Many
 
 
@@ -146,7 +146,7 @@ def test_the_fingerprint_follows_imports_of_our_own_modules():
     assert one == fingerprint(["effllm.pipelines.stages.prune.Prune"])
     assert one != fingerprint(["effllm.pipelines.stages.adjust.Adjust"])
     # Imports inside `run` count: the solver is imported there only.
-    from effllm.pipelines.identity import _source
+    from effllm.pipelines.engine.identity import _source
 
     assert "effllm.modules.sparsity.sequential" in _source("effllm.pipelines.stages.prune")[1]
 

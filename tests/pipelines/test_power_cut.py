@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from effllm.pipelines.store import Store, verify_payload
+from effllm.pipelines.engine.store import Store, verify_payload
 
 
 class Disk:

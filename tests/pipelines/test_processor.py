@@ -6,9 +6,10 @@ import sys
 import pytest
 from omegaconf import OmegaConf
 
-from effllm.pipelines import launch, processor
-from effllm.pipelines.graph import build_graph
-from effllm.pipelines.processor import computes_in_bfloat16, settle_types, timing_machine
+from effllm.pipelines.commands import launch
+from effllm.pipelines.engine import processor
+from effllm.pipelines.engine.graph import build_graph
+from effllm.pipelines.engine.processor import computes_in_bfloat16, settle_types, timing_machine
 
 
 def machine(root, *, flags=None, nvidia=False):

@@ -7,9 +7,9 @@ import hydra
 import pytest
 
 from effllm.modules.errors import ConfigError
-from effllm.pipelines.graph import Instance
-from effllm.pipelines.launch import CONF_DIR, compose, differences
-from effllm.pipelines.publishing import publish_report, refuse_other_report, report_name
+from effllm.pipelines.commands.launch import CONF_DIR, compose, differences
+from effllm.pipelines.commands.publishing import publish_report, refuse_other_report, report_name
+from effllm.pipelines.engine.graph import Instance
 from effllm.pipelines.reports.page import Page
 from effllm.pipelines.stages.report_sds import ReportSds
 

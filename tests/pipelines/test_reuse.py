@@ -17,8 +17,8 @@ from effllm.modules.errors import (
     EffLLMError,
     NumericalError,
 )
-from effllm.pipelines.display import Display
-from effllm.pipelines.executor import Run
+from effllm.pipelines.engine.display import Display
+from effllm.pipelines.engine.executor import Run
 
 
 def payload(store, instance):
@@ -77,7 +77,7 @@ def test_a_stored_result_can_be_an_input(pipeline, execute, store):
 
 
 def test_equal_runs_in_two_stores_have_equal_payloads(pipeline, execute, store, tmp_path):
-    from effllm.pipelines.store import Store
+    from effllm.pipelines.engine.store import Store
 
     other = Store(tmp_path / "elsewhere")
     execute(pipeline)
@@ -88,7 +88,7 @@ def test_equal_runs_in_two_stores_have_equal_payloads(pipeline, execute, store, 
 
 def test_other_code_is_pointed_out(pipeline, execute, monkeypatch):
     execute(pipeline)
-    monkeypatch.setattr("effllm.pipelines.graph.fingerprint", lambda targets: "changed")
+    monkeypatch.setattr("effllm.pipelines.engine.graph.fingerprint", lambda targets: "changed")
     execute(pipeline)
     assert "made by other code" in execute.printed and "execute.refresh=[" in execute.printed
 
@@ -125,12 +125,12 @@ def test_kill_at_every_step_gives_the_same_result(stepwise, store, execute, tmp_
     script.write_text(
         "import sys, json\n"
         "from pathlib import Path\n"
-        "from effllm.pipelines.display import Display\n"
-        "from effllm.pipelines.executor import Run\n"
-        "from effllm.pipelines.planning import Options\n"
+        "from effllm.pipelines.engine.display import Display\n"
+        "from effllm.pipelines.engine.executor import Run\n"
+        "from effllm.pipelines.engine.planning import Options\n"
         "from toy_stages import build_graph\n"
-        "from effllm.pipelines.store import Store\n"
-        "from effllm.pipelines.tracking import NoLogger\n"
+        "from effllm.pipelines.engine.store import Store\n"
+        "from effllm.pipelines.engine.tracking import NoLogger\n"
         "store = Store(Path(sys.argv[1]))\n"
         "graph = build_graph(json.loads(sys.argv[2]), store)\n"
         "Run(graph, store, store.root / 'run', {'paper': 'toy', 'scale': 'smoke'}, NoLogger(),\n"
@@ -154,7 +154,7 @@ def test_progress_of_other_code_is_not_used(stepwise, execute, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         execute(pipeline)
     fault.unlink()
-    monkeypatch.setattr("effllm.pipelines.graph.fingerprint", lambda targets: "changed")
+    monkeypatch.setattr("effllm.pipelines.engine.graph.fingerprint", lambda targets: "changed")
     assert execute(pipeline) == {"long": "ran"}
     assert fault.with_name("fault.steps").read_text().split() == list("01201234")
 
@@ -222,7 +222,7 @@ def crash(*args, **kwargs):
 
 def test_a_crash_while_publishing_publishes_nothing(pipeline, execute, store, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("effllm.pipelines.store.write_json", crash)  # before the manifest
+        patch.setattr("effllm.pipelines.engine.store.write_json", crash)  # before the manifest
         with pytest.raises(KeyboardInterrupt):
             execute(pipeline, until="count")
     assert not list(store.artifacts.glob("*/*/manifest.json"))
@@ -235,7 +235,7 @@ def test_a_crash_while_publishing_publishes_nothing(pipeline, execute, store, mo
 
 
 def test_a_crash_after_the_manifest_loses_nothing(pipeline, execute, store, monkeypatch):
-    from effllm.pipelines.store import Store
+    from effllm.pipelines.engine.store import Store
 
     with monkeypatch.context() as patch:
         patch.setattr(Store, "_move", crash)
@@ -248,7 +248,7 @@ def test_a_crash_after_the_manifest_loses_nothing(pipeline, execute, store, monk
 
 def test_progress_from_other_inputs_is_not_used(stepwise, pipeline, execute, store, monkeypatch):
     """An input that was made again with other bytes invalidates what was begun with the old."""
-    from effllm.pipelines import executor
+    from effllm.pipelines.engine import executor
 
     long, fault = stepwise
     fault.write_text("interrupt 3")

@@ -16,9 +16,9 @@ from effllm.modules.errors import (
     UnsupportedModelError,
 )
 from effllm.pipelines.artifacts import Checkpoint, Corpus, Windows
-from effllm.pipelines.graph import build_graph
-from effllm.pipelines.launch import compose, resolve
-from effllm.pipelines.store import Store
+from effllm.pipelines.commands.launch import compose, resolve
+from effllm.pipelines.engine.graph import build_graph
+from effllm.pipelines.engine.store import Store
 
 BASE = "sparsegpt_2of4"
 
@@ -42,10 +42,10 @@ def finished(tmp_path_factory):
 
     from rich.console import Console
 
-    from effllm.pipelines.display import Display
-    from effllm.pipelines.executor import Run
-    from effllm.pipelines.planning import Options
-    from effllm.pipelines.tracking import NoLogger
+    from effllm.pipelines.engine.display import Display
+    from effllm.pipelines.engine.executor import Run
+    from effllm.pipelines.engine.planning import Options
+    from effllm.pipelines.engine.tracking import NoLogger
 
     store = Store(tmp_path_factory.mktemp("finished"))
     pipeline = trimmed(sds_pipeline())
@@ -338,7 +338,7 @@ def test_a_tokenizer_that_cannot_place_its_tokens_is_refused(execute, monkeypatc
 
 def test_wandb_offline_records_one_run_per_stage(pipeline, execute, store, monkeypatch):
     """Below the outputs alone: the home may be one that cannot be written to."""
-    from effllm.pipelines.tracking import WandbLogger
+    from effllm.pipelines.engine.tracking import WandbLogger
 
     monkeypatch.setenv("HOME", "/proc/nothing")
     for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
@@ -353,7 +353,7 @@ def test_wandb_offline_records_one_run_per_stage(pipeline, execute, store, monke
 
 
 def test_csv_logger_keeps_final_metrics(pipeline, execute, store):
-    from effllm.pipelines.tracking import CsvLogger
+    from effllm.pipelines.engine.tracking import CsvLogger
 
     execute(pipeline, logger=CsvLogger())
     text = (store.root / "runs" / "toy" / "metrics" / "count.csv").read_text()

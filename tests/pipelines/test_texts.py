@@ -7,8 +7,8 @@ import pytest
 
 from effllm.modules.errors import ConfigError, DataError
 from effllm.pipelines.artifacts import Corpus
-from effllm.pipelines.graph import build_graph
-from effllm.pipelines.launch import compose, resolve
+from effllm.pipelines.commands.launch import compose, resolve
+from effllm.pipelines.engine.graph import build_graph
 
 LINE = "A line of text that is long enough to be told from others, which is number {}, and ends.\n"
 

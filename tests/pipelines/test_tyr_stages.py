@@ -13,13 +13,13 @@ from rich.console import Console
 
 from effllm.modules.errors import ArtifactError, ConfigError, DataError
 from effllm.pipelines.artifacts import Allocation, Checkpoint, SupernetFiles
-from effllm.pipelines.display import Display
-from effllm.pipelines.executor import Run
-from effllm.pipelines.graph import build_graph
-from effllm.pipelines.launch import compose, resolve
-from effllm.pipelines.planning import Options
-from effllm.pipelines.store import Store
-from effllm.pipelines.tracking import NoLogger
+from effllm.pipelines.commands.launch import compose, resolve
+from effllm.pipelines.engine.display import Display
+from effllm.pipelines.engine.executor import Run
+from effllm.pipelines.engine.graph import build_graph
+from effllm.pipelines.engine.planning import Options
+from effllm.pipelines.engine.store import Store
+from effllm.pipelines.engine.tracking import NoLogger
 
 
 def tyr_pipeline(*overrides):

@@ -5,7 +5,7 @@ import pytest
 from effllm.modules.decoding.verifiers.exact import Exact
 from effllm.modules.errors import ConfigError
 from effllm.modules.sparsity.patterns import Grouped, Pattern
-from effllm.pipelines.building import build, load_class, one_a_line
+from effllm.pipelines.engine.building import build, load_class, one_a_line
 from effllm.pipelines.stages.arms import DecodingArm, LibraryArm
 
 GROUPED = "effllm.modules.sparsity.patterns.Grouped"

@@ -14,20 +14,20 @@ from omegaconf.errors import OmegaConfBaseException
 
 from effllm.modules.errors import ConfigError
 from effllm.pipelines.artifacts import Checkpoint
-from effllm.pipelines.asked import (
+from effllm.pipelines.commands.asked import (
     FirstLayers,
     NoDraft,
     StoredDraft,
     check_settings,
     read_arguments,
 )
-from effllm.pipelines.building import build
-from effllm.pipelines.graph import build_graph
-from effllm.pipelines.interrupts import raise_if_asked
-from effllm.pipelines.launch import choose_device, compose, one_line, quieten_libraries
-from effllm.pipelines.memory import keep_freed_memory
+from effllm.pipelines.commands.launch import choose_device, compose, one_line, quieten_libraries
+from effllm.pipelines.commands.memory import keep_freed_memory
+from effllm.pipelines.engine.building import build
+from effllm.pipelines.engine.graph import build_graph
+from effllm.pipelines.engine.interrupts import raise_if_asked
+from effllm.pipelines.engine.store import Store
 from effllm.pipelines.stages.arms import DecodingArm
-from effllm.pipelines.store import Store
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -132,10 +132,10 @@ def imported(source: dict[str, Any], store: Store) -> Checkpoint:
     """The model as a checkpoint of the store; imported now if it is not there yet."""
     from rich.console import Console
 
-    from effllm.pipelines.display import Display
-    from effllm.pipelines.executor import Run
-    from effllm.pipelines.planning import Options
-    from effllm.pipelines.tracking import NoLogger
+    from effllm.pipelines.engine.display import Display
+    from effllm.pipelines.engine.executor import Run
+    from effllm.pipelines.engine.planning import Options
+    from effllm.pipelines.engine.tracking import NoLogger
 
     stage = {"_target_": "effllm.pipelines.stages.import_model.ImportModel", "source": source}
     graph = build_graph({"base": stage}, store)

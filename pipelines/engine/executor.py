@@ -26,10 +26,21 @@ from pathlib import Path
 from typing import Any
 
 from effllm.modules.errors import ArtifactError, ConfigError, DataError, EffLLMError
-from effllm.pipelines import provenance
 from effllm.pipelines.artifacts import Artifact, kind_named
-from effllm.pipelines.building import construct, one_a_line
-from effllm.pipelines.display import Display
+from effllm.pipelines.engine import provenance
+from effllm.pipelines.engine.building import construct, one_a_line
+from effllm.pipelines.engine.display import Display
+from effllm.pipelines.engine.graph import (
+    ARTIFACT_PREFIX,
+    Instance,
+    build_source,
+    check_fields,
+)
+from effllm.pipelines.engine.identity import SCHEMA, canonical_json
+from effllm.pipelines.engine.interrupts import raise_if_asked
+from effllm.pipelines.engine.planning import Options, plan_statuses, stale_instances
+from effllm.pipelines.engine.store import Store, live_run
+from effllm.pipelines.engine.tracking import Logger, StageLabels
 from effllm.pipelines.files import (
     make_folder,
     remove,
@@ -37,18 +48,7 @@ from effllm.pipelines.files import (
     sync,
     write_json,
 )
-from effllm.pipelines.graph import (
-    ARTIFACT_PREFIX,
-    Instance,
-    build_source,
-    check_fields,
-)
-from effllm.pipelines.identity import SCHEMA, canonical_json
-from effllm.pipelines.interrupts import raise_if_asked
-from effllm.pipelines.planning import Options, plan_statuses, stale_instances
 from effllm.pipelines.stage import PROGRESS_FOLDER, Many, Metrics, Stage, StageContext
-from effllm.pipelines.store import Store, live_run
-from effllm.pipelines.tracking import Logger, StageLabels
 
 log = logging.getLogger("effllm")
 

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from effllm.pipelines.processor import timing_machine
+from effllm.pipelines.engine.processor import timing_machine
 
 _PACKAGES = ("effllm", "torch", "transformers", "datasets", "lightning", "lm-eval", "safetensors")
 

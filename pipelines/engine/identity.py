@@ -18,7 +18,7 @@ from typing import Any
 SCHEMA = 2  # 2: classes by name
 DIGEST_LENGTH = 12
 
-_ROOT = Path(__file__).parent.parent  # the folder of the import root `effllm`
+_ROOT = Path(__file__).parents[2]  # the folder of the import root `effllm`
 _IMPORT = re.compile(
     r"^\s*(?:from|import) (effllm[\w.]*)(?: import ([\w, ]+|\([^)]*\)))?", re.MULTILINE
 )

@@ -24,6 +24,8 @@ from filelock import FileLock, Timeout
 
 from effllm.modules.errors import ArtifactError
 from effllm.pipelines.artifacts import Artifact
+from effllm.pipelines.engine.identity import DIGEST_LENGTH
+from effllm.pipelines.engine.interrupts import raise_if_asked
 from effllm.pipelines.files import (
     iterate_files,
     make_folder,
@@ -32,8 +34,6 @@ from effllm.pipelines.files import (
     sync,
     write_json,
 )
-from effllm.pipelines.identity import DIGEST_LENGTH
-from effllm.pipelines.interrupts import raise_if_asked
 
 MANIFEST = "manifest.json"
 RUN_LOCK = "run.lock"

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from effllm.modules.errors import ConfigError
-from effllm.pipelines.graph import Instance, suggest
-from effllm.pipelines.store import Store
+from effllm.pipelines.engine.graph import Instance, suggest
+from effllm.pipelines.engine.store import Store
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from effllm.modules.errors import ConfigError, DataError, EffLLMError, GraphError
-from effllm.pipelines import building
 from effllm.pipelines.artifacts import kind_named
-from effllm.pipelines.identity import fingerprint, recipe_digest, targets_of
+from effllm.pipelines.engine import building
+from effllm.pipelines.engine.identity import fingerprint, recipe_digest, targets_of
+from effllm.pipelines.engine.store import Store
 from effllm.pipelines.stage import Many, Source, Stage
-from effllm.pipelines.store import Store
 
 ARTIFACT_PREFIX = "artifact:"
 

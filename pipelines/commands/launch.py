@@ -23,20 +23,20 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from effllm.modules.errors import ArtifactError, ConfigError
-from effllm.pipelines import schema
 from effllm.pipelines.artifacts import Report
-from effllm.pipelines.building import build, faults, one_a_line, suggestion
-from effllm.pipelines.display import Display
-from effllm.pipelines.executor import CANNOT_WRITE, Run
-from effllm.pipelines.graph import Instance, build_graph
-from effllm.pipelines.memory import keep_freed_memory
-from effllm.pipelines.planning import Options, plan_statuses
-from effllm.pipelines.processor import computes_in_bfloat16, settle_types, timing_machine
-from effllm.pipelines.publishing import publish_report, refuse_other_report, report_name
-from effllm.pipelines.store import Store
-from effllm.pipelines.tracking import Logger
+from effllm.pipelines.commands import schema
+from effllm.pipelines.commands.memory import keep_freed_memory
+from effllm.pipelines.commands.publishing import publish_report, refuse_other_report, report_name
+from effllm.pipelines.engine.building import build, faults, one_a_line, suggestion
+from effllm.pipelines.engine.display import Display
+from effllm.pipelines.engine.executor import CANNOT_WRITE, Run
+from effllm.pipelines.engine.graph import Instance, build_graph
+from effllm.pipelines.engine.planning import Options, plan_statuses
+from effllm.pipelines.engine.processor import computes_in_bfloat16, settle_types, timing_machine
+from effllm.pipelines.engine.store import Store
+from effllm.pipelines.engine.tracking import Logger
 
-CONF_DIR = str(Path(__file__).resolve().parent.parent / "conf")
+CONF_DIR = str(Path(__file__).resolve().parents[2] / "conf")
 _SECTIONS = ("execute", "paths", "trainer", "logger", "budget", "run")
 # Overrides that a report's name leaves out: they change no results, or stand in it anyway.
 _NOT_TOLD = ("execute", "paths", "trainer", "logger", "run", "hydra", "local", "paper", "scale")

@@ -13,9 +13,9 @@ from typing import Any
 from filelock import FileLock
 
 from effllm.modules.errors import ConfigError
+from effllm.pipelines.engine.graph import Instance
+from effllm.pipelines.engine.store import Store
 from effllm.pipelines.files import make_folder, remove, sync, write_json
-from effllm.pipelines.graph import Instance
-from effllm.pipelines.store import Store
 
 RUN_FILE = "run.json"  # beside a report: what it is of
 _LONGEST_NAME = 80  # characters of a report's name beside paper and scale

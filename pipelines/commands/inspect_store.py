@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from effllm.modules.errors import ArtifactError, EffLLMError
-from effllm.pipelines import provenance
+from effllm.pipelines.engine import provenance
+from effllm.pipelines.engine.identity import DIGEST_LENGTH
+from effllm.pipelines.engine.store import RUN_LOCK, Store, is_held, usable_manifest, verify_payload
 from effllm.pipelines.files import remove
-from effllm.pipelines.identity import DIGEST_LENGTH
-from effllm.pipelines.store import RUN_LOCK, Store, is_held, usable_manifest, verify_payload
 
 
 def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
@@ -249,8 +249,8 @@ VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
 def _embedded(group: str) -> Any:
     from omegaconf import OmegaConf
 
-    from effllm.pipelines.building import build
-    from effllm.pipelines.launch import compose
+    from effllm.pipelines.commands.launch import compose
+    from effllm.pipelines.engine.building import build
 
     chosen = compose(["paper=sds", "scale=cpu"])[group]
     return build(group, Any, OmegaConf.to_container(chosen, resolve=True))  # type: ignore[arg-type]

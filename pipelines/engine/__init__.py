@@ -1,0 +1,1 @@
+"""The machine: graph, planning, execution, identity, store, provenance, display, trackers."""
