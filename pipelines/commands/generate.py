@@ -27,7 +27,7 @@ from effllm.pipelines.engine.building import build
 from effllm.pipelines.engine.graph import build_graph
 from effllm.pipelines.engine.interrupts import raise_if_asked
 from effllm.pipelines.engine.store import Store
-from effllm.pipelines.stages.arms import DecodingArm
+from effllm.pipelines.stages.decoding.loading import DecodingArm
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -137,7 +137,7 @@ def imported(source: dict[str, Any], store: Store) -> Checkpoint:
     from effllm.pipelines.engine.planning import Options
     from effllm.pipelines.engine.tracking import NoLogger
 
-    stage = {"_target_": "effllm.pipelines.stages.import_model.ImportModel", "source": source}
+    stage = {"_target_": "effllm.pipelines.stages.data.import_model.ImportModel", "source": source}
     graph = build_graph({"base": stage}, store)
     one = graph[0]
     if store.check_quickly(one.stage, one.digest) is None:

@@ -132,7 +132,7 @@ def test_a_replay_beyond_what_was_recorded_is_refused(outputs, capsys):
 
 
 def test_an_interrupted_benchmark_goes_on_at_the_next_prompt(outputs, tmp_path, monkeypatch):
-    from effllm.pipelines.stages import decode_bench
+    from effllm.pipelines.stages.decoding import decode_bench
 
     shutil.copytree(outputs / "artifacts", tmp_path / "artifacts")
     shutil.rmtree(tmp_path / "artifacts" / "decode_bench")

@@ -83,7 +83,7 @@ def test_the_report_says_what_is_the_papers_and_judges_nothing(outputs):
 
 
 def test_an_interrupted_evaluation_goes_on_at_the_next_example(outputs, tmp_path, monkeypatch):
-    from effllm.pipelines.stages.evaluate_cache import EvaluateCache
+    from effllm.pipelines.stages.kvcache.evaluate_cache import EvaluateCache
 
     shutil.copytree(outputs / "artifacts", tmp_path / "artifacts")
     kept = {

@@ -17,7 +17,7 @@ from effllm.pipelines.reports.fly import answers_kept, run_conditions, verdicts
 from effllm.pipelines.reports.loosened import class_table, loosened_in_context, pieces_of
 from effllm.pipelines.reports.page import Mark, Page, Passages, Table, split_interval
 from effllm.pipelines.reports.replay import ReplayRows, knob_table
-from effllm.pipelines.stages.arms import describe_arm
+from effllm.pipelines.stages.decoding.loading import describe_arm
 
 
 def described(proposer, verifier, **options):

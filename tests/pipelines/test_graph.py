@@ -142,13 +142,15 @@ def test_canonical_json_refuses_what_is_not_plain_data():
 
 
 def test_the_fingerprint_follows_imports_of_our_own_modules():
-    one = fingerprint(["effllm.pipelines.stages.prune.Prune"])
-    assert one == fingerprint(["effllm.pipelines.stages.prune.Prune"])
-    assert one != fingerprint(["effllm.pipelines.stages.adjust.Adjust"])
+    one = fingerprint(["effllm.pipelines.stages.sparsity.prune.Prune"])
+    assert one == fingerprint(["effllm.pipelines.stages.sparsity.prune.Prune"])
+    assert one != fingerprint(["effllm.pipelines.stages.sds.adjust.Adjust"])
     # Imports inside `run` count: the solver is imported there only.
     from effllm.pipelines.engine.identity import _source
 
-    assert "effllm.modules.sparsity.sequential" in _source("effllm.pipelines.stages.prune")[1]
+    assert (
+        "effllm.modules.sparsity.sequential" in _source("effllm.pipelines.stages.sparsity.prune")[1]
+    )
 
 
 @pytest.mark.parametrize(

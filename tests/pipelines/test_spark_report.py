@@ -9,7 +9,7 @@ from effllm.modules.kvcache.formats import Dense, SparkKeys
 from effllm.modules.kvcache.rivals import ThinkKeys
 from effllm.pipelines.reports.caches import Study, answer_table
 from effllm.pipelines.reports.spark import run_conditions, verdicts
-from effllm.pipelines.stages.evaluate_cache import describe
+from effllm.pipelines.stages.kvcache.evaluate_cache import describe
 
 ARMS = {
     "dense": Compression(keys=Dense(), values=Dense()),

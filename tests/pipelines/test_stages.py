@@ -118,7 +118,7 @@ def test_grams_gathered_while_pruning_equal_those_of_a_pass_of_their_own(finishe
     done, graph, pipeline = finished
     shutil.copytree(done.artifacts, store.artifacts)
     extra = {
-        "_target_": "effllm.pipelines.stages.collect_gram.CollectGram",
+        "_target_": "effllm.pipelines.stages.sparsity.collect_gram.CollectGram",
         "dtype": "float32",
         "micro_batch_size": 4,
         "inputs": {"model": f"{BASE}.prune", "windows": "calibration"},
@@ -138,7 +138,10 @@ def test_a_model_pruned_without_grams_is_refused(finished, execute, store):
     done, _, pipeline = finished
     shutil.copytree(done.artifacts, store.artifacts)
     bare = {**pipeline[BASE]["prune"], "keep_gram": False}
-    take = {"_target_": "effllm.pipelines.stages.take_grams.TakeGrams", "inputs": {"model": "bare"}}
+    take = {
+        "_target_": "effllm.pipelines.stages.sparsity.take_grams.TakeGrams",
+        "inputs": {"model": "bare"},
+    }
     with pytest.raises(ArtifactError, match="take: prune/.* keep_gram=true"):
         execute({**pipeline, "bare": bare, "take": take}, until="take")
 
@@ -216,7 +219,7 @@ def test_sequential_and_literal_redense_run_and_resume(finished, execute, store,
     solver = pipeline[BASE]["sds"]["redense"]["solver"]
     common = {"dtype": "float32", "micro_batch_size": 4}
     inputs = {"dense": "base", "start": start, "windows": "calibration"}
-    stages = "effllm.pipelines.stages.redense"
+    stages = "effllm.pipelines.stages.sds.redense"
     pipeline |= {
         "sequential": {
             "_target_": f"{stages}.RedenseSequential",

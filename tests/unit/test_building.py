@@ -6,7 +6,7 @@ from effllm.modules.decoding.verifiers.exact import Exact
 from effllm.modules.errors import ConfigError
 from effllm.modules.sparsity.patterns import Grouped, Pattern
 from effllm.pipelines.engine.building import build, load_class, one_a_line
-from effllm.pipelines.stages.arms import DecodingArm, LibraryArm
+from effllm.pipelines.stages.decoding.loading import DecodingArm, LibraryArm
 
 GROUPED = "effllm.modules.sparsity.patterns.Grouped"
 EXACT = "effllm.modules.decoding.verifiers.exact.Exact"

@@ -9,7 +9,7 @@ from effllm.modules.ranges import Dtype, PositiveInt, Seed
 from effllm.pipelines.artifacts import Checkpoint, PassCosts, Prompts
 from effllm.pipelines.files import write_json
 from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
-from effllm.pipelines.stages.arms import DecodingArm, DecodingModels
+from effllm.pipelines.stages.decoding.loading import DecodingArm, DecodingModels
 
 if TYPE_CHECKING:
     from effllm.modules.decoding.records import RoundRecord

@@ -7,7 +7,7 @@ from effllm.modules.errors import ArtifactError
 from effllm.pipelines.artifacts import Checkpoint, Grams
 from effllm.pipelines.files import link_or_copy, write_json
 from effllm.pipelines.stage import Metrics, Stage, StageContext
-from effllm.pipelines.stages.prune import GRAM_FOLDER
+from effllm.pipelines.stages.sparsity.prune import GRAM_FOLDER
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,12 @@ from effllm.modules.ranges import Dtype, PositiveInt, Seed
 from effllm.pipelines.artifacts import Checkpoint, Predictions, Prompts
 from effllm.pipelines.files import write_json, write_rows
 from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
-from effllm.pipelines.stages.arms import DecodingArm, DecodingModels, LibraryArm, describe_arm
+from effllm.pipelines.stages.decoding.loading import (
+    DecodingArm,
+    DecodingModels,
+    LibraryArm,
+    describe_arm,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -23,7 +28,7 @@ class DecodeBench(Stage):
     """All arms on all prompts, in an order that turns with every prompt.
 
     An arm is `{library: plain | lookup | assisted, drafted}` for transformers' own decoding, or
-    `{proposer, verifier}` for ours; see `stages.arms` for the `draft` of either.
+    `{proposer, verifier}` for ours; see `stages.decoding.loading` for the `draft` of either.
 
     Args:
         arms: name -> arm; `plain` is what speeds are compared with.

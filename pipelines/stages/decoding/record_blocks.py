@@ -9,7 +9,7 @@ from effllm.modules.ranges import Dtype, PositiveInt
 from effllm.pipelines.artifacts import Blocks, Checkpoint, Prompts
 from effllm.pipelines.files import write_json, write_rows
 from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
-from effllm.pipelines.stages.arms import DecodingModels, ProposingArm, describe_arm
+from effllm.pipelines.stages.decoding.loading import DecodingModels, ProposingArm, describe_arm
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 from effllm.pipelines.artifacts import Checkpoint, Predictions
 from effllm.pipelines.files import link_or_copy
 from effllm.pipelines.stage import Metrics, Stage, StageContext
-from effllm.pipelines.stages.prune import GRAM_FOLDER
+from effllm.pipelines.stages.sparsity.prune import GRAM_FOLDER
 
 
 @dataclass(frozen=True, kw_only=True)

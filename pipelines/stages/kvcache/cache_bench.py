@@ -13,7 +13,7 @@ from effllm.modules.ranges import Dtype, NonEmpty, PositiveInt
 from effllm.pipelines.artifacts import Checkpoint, Corpus, Predictions
 from effllm.pipelines.files import write_json, write_rows
 from effllm.pipelines.stage import Metrics, Stage, StageContext
-from effllm.pipelines.stages.evaluate_cache import describe
+from effllm.pipelines.stages.kvcache.evaluate_cache import describe
 
 if TYPE_CHECKING:
     import torch

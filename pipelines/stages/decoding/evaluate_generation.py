@@ -8,8 +8,8 @@ from effllm.pipelines.artifacts import Checkpoint, Predictions, Tasks
 from effllm.pipelines.engine.provenance import package_version
 from effllm.pipelines.files import write_json, write_rows
 from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
-from effllm.pipelines.stages.arms import DecodingArm, DecodingModels, describe_arm
-from effllm.pipelines.stages.evaluate_tasks import place_tasks
+from effllm.pipelines.stages.decoding.loading import DecodingArm, DecodingModels, describe_arm
+from effllm.pipelines.stages.evaluation.evaluate_tasks import place_tasks
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from effllm.modules.ranges import Dtype, PositiveInt, Ratio, Seed
 from effllm.pipelines.artifacts import Checkpoint, Windows
 from effllm.pipelines.stage import Metrics, Stage, StageContext
-from effllm.pipelines.stages.export_compact import write_smaller
+from effllm.pipelines.stages.structural.export_compact import write_smaller
 
 if TYPE_CHECKING:
     from effllm.modules.structural.baselines import StructuralBaseline

@@ -1,0 +1,1 @@
+"""Models, texts, windows, prompts and tasks that come in."""

@@ -1,0 +1,1 @@
+"""Benchmarks, costs and records of decoding."""

@@ -1,0 +1,1 @@
+"""Traces and the draft that learns from them."""

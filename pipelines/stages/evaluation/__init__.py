@@ -1,0 +1,1 @@
+"""Perplexity, tasks, divergence and speed of models."""

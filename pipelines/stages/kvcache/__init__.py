@@ -1,0 +1,1 @@
+"""What compressed caches keep, and how fast they are read."""

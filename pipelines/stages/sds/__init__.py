@@ -1,0 +1,1 @@
+"""Re-dense, adjust and choose: the steps of SDS."""

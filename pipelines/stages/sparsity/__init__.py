@@ -1,0 +1,1 @@
+"""Statistics and one-shot pruning, block by block."""

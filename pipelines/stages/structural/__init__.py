@@ -1,0 +1,1 @@
+"""Supernet, search and export of structural pruning."""
