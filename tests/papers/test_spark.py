@@ -118,7 +118,7 @@ def test_an_interrupted_evaluation_goes_on_at_the_next_example(outputs, tmp_path
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["pipeline.ablate.arms.spark_80.keys.ratio=1.0"], "leaves none"),
+        (["pipeline.ablate.arms.spark_80.keys.ratio=1.0"], "less than 1"),
         (["pipeline.ablate.continuation=95"], "make them longer"),
         (["~pipeline.ablate.arms.dense"], "named dense"),
         (["pipeline.ablate.inputs.windows=[]"], "neither windows nor prompts"),
