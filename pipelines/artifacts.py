@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from effllm.modules.data.long_context import LongPrompt
+    from effllm.modules.data.long_prompts import LongPrompt
     from effllm.modules.data.prompts import Prompt
-    from effllm.modules.data.sources import Document
+    from effllm.modules.data.texts import Document
     from effllm.modules.decoding.recording import RecordedBlock
     from effllm.modules.evaluation.divergence import Teacher
     from effllm.modules.structural.supernet import Supernet
@@ -181,7 +181,7 @@ class Corpus(Artifact):
         Raises:
             ArtifactError: if the corpus has no such split.
         """
-        from effllm.modules.data.sources import Document
+        from effllm.modules.data.texts import Document
 
         file = f"{split}.jsonl"
         if not (self.path / file).is_file():
@@ -259,7 +259,7 @@ class LongPrompts(Artifact):
 
     def prompts(self) -> list[LongPrompt]:
         """All prompts."""
-        from effllm.modules.data.long_context import LongPrompt
+        from effllm.modules.data.long_prompts import LongPrompt
 
         return [LongPrompt(**row) for row in self.read_rows("prompts.jsonl")]
 

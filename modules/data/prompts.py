@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Literal
 
-from effllm.modules.data.sources import Document
+from effllm.modules.data.texts import Document
 from effllm.modules.errors import DataError
 
 _NUMBER = re.compile(r"(?<!\d)-?\d+(?:,\d{3})*(?:\.\d+)?")  # the hyphen of 7-3 is no sign

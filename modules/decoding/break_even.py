@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
-from effllm.modules.decoding.runner import ModelRunner
+from effllm.modules.inference.runner import ModelRunner
 
 
 def pass_seconds(

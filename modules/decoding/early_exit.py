@@ -5,8 +5,8 @@ import copy
 from torch import nn
 from transformers import PreTrainedModel
 
-from effllm.modules.decoding.runner import refuse_unsupported
 from effllm.modules.errors import ConfigError
+from effllm.modules.inference.runner import refuse_unsupported
 from effllm.modules.modeling.blocks import decoder_blocks
 
 

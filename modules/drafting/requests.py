@@ -8,7 +8,7 @@ those of the benchmark's prompts, and the articles are those of the `train` spli
 from collections.abc import Callable
 from random import Random
 
-from effllm.modules.data.sources import Document
+from effllm.modules.data.texts import Document
 from effllm.modules.errors import DataError
 
 # None: no request, the passage is simply continued.

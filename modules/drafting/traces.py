@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from effllm.modules.decoding.attention import group_queries
-from effllm.modules.decoding.cache import SlotCache
+from effllm.modules.inference.attention import group_queries
+from effllm.modules.inference.cache import SlotCache
 
 _PREFILL = 8  # tokens of each prompt per pass: logits of whole prompts take gigabytes
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from effllm.modules.sparsity.gram import output_error
+from effllm.modules.calibration.statistics import output_error
 
 
 @dataclass(frozen=True)

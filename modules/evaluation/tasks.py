@@ -10,7 +10,7 @@ import re
 from random import Random
 
 from effllm.modules.data.prompts import number_list
-from effllm.modules.data.sources import Document
+from effllm.modules.data.texts import Document
 from effllm.modules.errors import DataError
 
 Item = dict[str, str | int | list[str]]

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from effllm.modules.errors import NumericalError
 from effllm.modules.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt
+from effllm.modules.sds.space import Coordinates, Space
 from effllm.modules.sparsity.patterns import Pattern, Scope
-from effllm.modules.sparsity.space import Coordinates, Space
 
 _MONOTONE_SLACK = 1e-5  # float32 rounding of the objective, relative to the start
 

@@ -18,7 +18,7 @@ from torch.nn.functional import softshrink
 
 from effllm.modules.errors import NumericalError
 from effllm.modules.ranges import NonNegativeFloat, PositiveInt
-from effllm.modules.sparsity.space import Coordinates, Space
+from effllm.modules.sds.space import Coordinates, Space
 
 
 @dataclass(frozen=True, kw_only=True)

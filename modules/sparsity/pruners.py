@@ -12,9 +12,9 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from effllm.modules.calibration.statistics import Energy, Gram, Statistic
 from effllm.modules.errors import ConfigError, NumericalError
 from effllm.modules.ranges import PositiveFloat, PositiveInt
-from effllm.modules.sparsity.gram import Energy, Gram, Statistic
 from effllm.modules.sparsity.patterns import Pattern, Scope, Unstructured
 
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from effllm.modules.calibration.statistics import Gram, output_error
+from effllm.modules.calibration.stream import BlockStream
 from effllm.modules.errors import ConfigError, NumericalError
 from effllm.modules.modeling.blocks import prunable_layers
-from effllm.modules.modeling.stream import BlockStream
-from effllm.modules.sparsity.gram import Gram, output_error
 from effllm.modules.sparsity.patterns import Pattern
 from effllm.modules.sparsity.pruners import Pruner
 

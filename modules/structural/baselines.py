@@ -12,9 +12,9 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.functional import cosine_similarity
 
+from effllm.modules.calibration.statistics import Energy
+from effllm.modules.calibration.stream import BlockStream
 from effllm.modules.errors import ConfigError
-from effllm.modules.modeling.stream import BlockStream
-from effllm.modules.sparsity.gram import Energy
 from effllm.modules.structural.compact import install
 from effllm.modules.structural.sizes import sublayer_size
 from effllm.modules.structural.units import KINDS, Kept, SubLayer, key_matrix

@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 from torch import Generator, Tensor
 from transformers import PreTrainedModel
 
+from effllm.modules.calibration.statistics import Gram
+from effllm.modules.calibration.stream import BlockStream
 from effllm.modules.errors import ArtifactError, ConfigError, NumericalError
-from effllm.modules.modeling.stream import BlockStream
-from effllm.modules.sparsity.gram import Gram
 from effllm.modules.structural.elimination import Elimination, LocalPruner
 from effllm.modules.structural.units import Kept, SubLayer, key_matrix, padded
 

@@ -80,11 +80,11 @@ def main() -> None:
     parser.add_argument("--eager", dest="fast", action="store_false", help="without compiled steps")
     options = parser.parse_args()
 
-    from effllm.modules.decoding.fast_path import speed_up
     from effllm.modules.decoding.library import generate
-    from effllm.modules.decoding.runner import ModelRunner
     from effllm.modules.decoding.session import Session
     from effllm.modules.decoding.verifiers.exact import Exact
+    from effllm.modules.inference.fast_path import speed_up
+    from effllm.modules.inference.runner import ModelRunner
     from effllm.pipelines.commands.generate import encode_prompt, end_tokens
 
     checkpoint, prompts = _prepared(options.outputs, options.prompts)
@@ -137,11 +137,11 @@ def _arms(
     model: PreTrainedModel, prompt: list[int], expected: list[int], drafted: int
 ) -> dict[str, Any]:
     from effllm.modules.decoding.early_exit import first_layers
-    from effllm.modules.decoding.fast_path import compiled_steps, speed_up
     from effllm.modules.decoding.proposers.base import Nothing
     from effllm.modules.decoding.proposers.draft import DraftModel, InnerLookup
     from effllm.modules.decoding.proposers.lookup import PromptLookup
-    from effllm.modules.decoding.runner import ModelRunner
+    from effllm.modules.inference.fast_path import compiled_steps, speed_up
+    from effllm.modules.inference.runner import ModelRunner
 
     vocabulary = int(model.config.vocab_size)
     early = first_layers(model, 2)

@@ -14,7 +14,7 @@ def main() -> None:
     """Prune, save, print the seconds."""
     from safetensors.torch import load_file
 
-    from effllm.modules.modeling.stream import BlockStream
+    from effllm.modules.calibration.stream import BlockStream
     from effllm.modules.sparsity.patterns import Grouped
     from effllm.modules.sparsity.pruners import SparseGPT, Wanda
     from effllm.modules.sparsity.sequential import prune_block

@@ -69,7 +69,7 @@ def generate_command(arguments: Sequence[str]) -> int:
     checkpoint.require_context(len(prompt), "the prompt")
 
     from effllm.modules.decoding.early_exit import first_layers
-    from effllm.modules.decoding.fast_path import speed_up
+    from effllm.modules.inference.fast_path import speed_up
 
     model = checkpoint.load_model(settings.dtype, device, settings.trainer.device_map)
     path = speed_up(model)
@@ -179,8 +179,8 @@ def join_session(
     Raises:
         ConfigError: if a draft model is needed and there is none.
     """
-    from effllm.modules.decoding.runner import ModelRunner
     from effllm.modules.decoding.session import Session
+    from effllm.modules.inference.runner import ModelRunner
 
     runner = ModelRunner(target)
     if isinstance(proposer, partial):

@@ -10,7 +10,7 @@ from effllm.modules.errors import NumericalError
 from effllm.pipelines.stage import StageContext
 
 if TYPE_CHECKING:
-    from effllm.modules.modeling.stream import BlockStream
+    from effllm.modules.calibration.stream import BlockStream
 
 _NAME = "stream"
 

@@ -36,7 +36,7 @@ def test_every_paper_composes_fits_its_classes_and_keeps_its_digests(
     monkeypatch.setattr(
         "effllm.pipelines.commands.launch.computes_in_bfloat16", lambda device: True
     )
-    for module in ("modeling.sources", "data.sources", "data.published"):
+    for module in ("modeling.sources", "data.texts", "data.published"):
         monkeypatch.setattr(
             f"effllm.modules.{module}.resolved_commit", lambda name, kind, revision: revision
         )

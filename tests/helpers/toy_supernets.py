@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
-from effllm.modules.modeling.stream import BlockStream
+from effllm.modules.calibration.stream import BlockStream
 from effllm.modules.modeling.tiny import tiny_config
 from effllm.modules.structural.elimination import LocalPruner
 from effllm.modules.structural.supernet import (

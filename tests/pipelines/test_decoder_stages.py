@@ -41,7 +41,7 @@ def accuracy_pipeline(*overrides):
 
 
 def test_exact_decoders_give_the_answers_of_plain_decoding(execute, store, monkeypatch):
-    from effllm.modules.evaluation.generating import DecodingLM
+    from effllm.modules.decoding.answering import DecodingLM
 
     pipeline = accuracy_pipeline(
         "decoder@pipeline.lookup_fly.decoder=draft",

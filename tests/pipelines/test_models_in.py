@@ -87,9 +87,9 @@ def test_a_mixture_of_experts_is_imported_and_decoded_but_not_pruned(
     config, folder, execute, store
 ):
     from effllm.modules.decoding.proposers.lookup import PromptLookup
-    from effllm.modules.decoding.runner import ModelRunner
     from effllm.modules.decoding.session import Session
     from effllm.modules.decoding.verifiers.exact import Exact
+    from effllm.modules.inference.runner import ModelRunner
 
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)

@@ -20,7 +20,7 @@ def file_of(path, numbers, line=LINE):
 
 def texts(test, other, split="calibration", **settings):
     def one(path, splits):
-        source = {"_target_": "effllm.modules.data.sources.FileText", "path": path, **settings}
+        source = {"_target_": "effllm.modules.data.texts.FileText", "path": path, **settings}
         target = "effllm.pipelines.stages.data.import_text.ImportText"
         return {"_target_": target, "source": source, "splits": splits}
 

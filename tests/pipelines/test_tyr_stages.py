@@ -219,7 +219,7 @@ def test_bad_settings_are_refused_in_one_line(overrides, error, message, execute
 @pytest.mark.parametrize("cost", ["parameters", "memory", "latency"])
 def test_other_budgets_are_kept(cost, execute, store, monkeypatch):
     """The winner's cost is within the band below that of the start, also after a guided step."""
-    from effllm.modules.structural.costs import Costs
+    from effllm.modules.structural.budgets import Costs
     from effllm.modules.structural.search import Space
 
     tables = []
@@ -275,8 +275,8 @@ def test_fused_projections_are_refused(execute):
 
 @pytest.mark.parametrize("name", ["supernet", "flap"])
 def test_a_family_that_cannot_be_exported_is_refused_before_the_work(name, execute, monkeypatch):
+    from effllm.modules.calibration.stream import BlockStream
     from effllm.modules.errors import UnsupportedModelError
-    from effllm.modules.modeling.stream import BlockStream
     from effllm.modules.structural import compact
 
     monkeypatch.delitem(compact._FAMILIES, "llama")
@@ -316,9 +316,9 @@ def test_a_compact_model_drafts_for_the_dense_one(finished):
     """Its own tokens, and the target's text unchanged."""
     from effllm.modules.decoding.proposers.base import Nothing
     from effllm.modules.decoding.proposers.draft import DraftModel
-    from effllm.modules.decoding.runner import ModelRunner
     from effllm.modules.decoding.session import Session
     from effllm.modules.decoding.verifiers.exact import Exact
+    from effllm.modules.inference.runner import ModelRunner
 
     store, graph, _ = finished
     base = next(one for one in graph if one.name == "base")

@@ -4,9 +4,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from effllm.modules.data.sources import Document
+from effllm.modules.data.texts import Document
 from effllm.modules.decoding.proposers.draft import DraftModel, InnerLookup
-from effllm.modules.decoding.runner import ModelRunner
 from effllm.modules.decoding.sampling import Sampling
 from effllm.modules.drafting.distillation import (
     DraftDistillation,
@@ -24,6 +23,7 @@ from effllm.modules.drafting.shape import (
 )
 from effllm.modules.drafting.traces import write_greedily
 from effllm.modules.errors import DataError
+from effllm.modules.inference.runner import ModelRunner
 
 
 def some_ids(rows, columns, vocabulary, seed=0):

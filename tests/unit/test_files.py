@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 
 from effllm.modules.data.files import LocalFile
-from effllm.modules.data.sources import FileText, HubText
+from effllm.modules.data.texts import FileText, HubText
 from effllm.modules.errors import ConfigError, DataError, EffLLMError
 
 ROWS = ["first", "", "zwei ä\u2028\x0b\x85 still the second", "drei"]

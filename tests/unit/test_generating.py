@@ -6,15 +6,15 @@ import pytest
 import torch
 from processor import needs_bfloat16_kernels
 
+from effllm.modules.decoding.answering import Answer, DecodingLM
 from effllm.modules.decoding.proposers.base import Nothing
 from effllm.modules.decoding.proposers.lookup import PromptLookup
-from effllm.modules.decoding.runner import ModelRunner
 from effllm.modules.decoding.sampling import Sampling
 from effllm.modules.decoding.session import Session
 from effllm.modules.decoding.verifiers.exact import Exact
 from effllm.modules.errors import ConfigError
-from effllm.modules.evaluation.generating import Answer, DecodingLM
 from effllm.modules.evaluation.tasks import recall_items
+from effllm.modules.inference.runner import ModelRunner
 from effllm.modules.modeling.tiny import tiny_model
 
 CONTEXTS = ["The river crosses", "A", "one two one two one two one"]
@@ -143,7 +143,7 @@ def test_samples_are_refused(tokenizer, tiny_llama, tmp_path):
 @needs_bfloat16_kernels
 def test_packed_models_decode_tasks_too(tokenizer, tiny_llama, tmp_path):
     """The harness ties weights when it is given a model; packing must survive that."""
-    from effllm.modules.decoding.packed import pack_linears
+    from effllm.modules.inference.packed import pack_linears
 
     model = tiny_llama.to(torch.bfloat16)
     asked = requests(CONTEXTS)

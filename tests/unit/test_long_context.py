@@ -4,10 +4,10 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from effllm.modules.data.long_context import TASKS, long_prompts
-from effllm.modules.data.sources import SyntheticText
+from effllm.modules.data.long_prompts import TASKS, long_prompts
+from effllm.modules.data.texts import SyntheticText
 from effllm.modules.errors import DataError
-from effllm.modules.evaluation.compressed import agreement, answer_score
+from effllm.modules.kvcache.agreement import agreement, answer_score
 
 
 @pytest.fixture(scope="module")

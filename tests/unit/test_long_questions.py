@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from effllm.modules.data.long_questions import LongQuestions
+from effllm.modules.data.long_prompt_sources import LongQuestions
 from effllm.modules.errors import DataError
 from effllm.pipelines.commands.launch import CONF_DIR
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from effllm.modules.data.prompts import article_prompts
-from effllm.modules.data.sources import Document
+from effllm.modules.data.texts import Document
 from effllm.modules.errors import DataError
 from effllm.modules.evaluation.generations import (
     continuation_nll,

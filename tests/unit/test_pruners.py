@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from effllm.modules.calibration.statistics import output_error
 from effllm.modules.errors import ConfigError, NumericalError
 from effllm.modules.sds.adjust import masked_least_squares
-from effllm.modules.sparsity.gram import output_error
 from effllm.modules.sparsity.patterns import Grouped, Unstructured
 from effllm.modules.sparsity.pruners import Magnitude, SparseGPT, Wanda, inverse_factor
 

@@ -5,13 +5,13 @@ from itertools import combinations, pairwise, product
 import pytest
 import torch
 
+from effllm.modules.calibration.statistics import output_error
 from effllm.modules.errors import NumericalError
 from effllm.modules.sds.adjust import HardThresholding, masked_least_squares
 from effllm.modules.sds.redense import ProximalGradient
-from effllm.modules.sparsity.gram import output_error
+from effllm.modules.sds.space import Coordinates, largest_eigenvalue
 from effllm.modules.sparsity.patterns import Grouped, Unstructured
 from effllm.modules.sparsity.pruners import SparseGPT, Wanda
-from effllm.modules.sparsity.space import Coordinates, largest_eigenvalue
 
 TWO_OF_FOUR = Grouped(keep=2, group=4)
 
@@ -242,5 +242,5 @@ def test_power_iterations_bound_the_largest_eigenvalue_closely(monkeypatch, prob
         gram = Coordinates.of(problem(seed)[2].float(), space).gram
         exact = largest_eigenvalue(gram)
         with monkeypatch.context() as patch:
-            patch.setattr("effllm.modules.sparsity.space._EXACT_LIMIT", 8)
+            patch.setattr("effllm.modules.sds.space._EXACT_LIMIT", 8)
             assert exact <= largest_eigenvalue(gram) <= 1.06 * exact

@@ -4,7 +4,7 @@ import re
 import pytest
 import torch
 
-from effllm.modules.data.sources import (
+from effllm.modules.data.texts import (
     Document,
     HubText,
     SyntheticText,

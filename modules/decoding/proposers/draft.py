@@ -14,8 +14,8 @@ from torch import Tensor
 from effllm.modules.decoding.proposers.base import cut_after_end
 from effllm.modules.decoding.proposers.lookup import NgramIndex
 from effllm.modules.decoding.records import Block
-from effllm.modules.decoding.runner import ModelRunner
 from effllm.modules.decoding.sampling import Sampling, draw
+from effllm.modules.inference.runner import ModelRunner
 from effllm.modules.ranges import PositiveInt
 
 

@@ -11,7 +11,7 @@ from effllm.pipelines.files import write_json, write_rows
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 
 if TYPE_CHECKING:
-    from effllm.modules.data.sources import Document
+    from effllm.modules.data.texts import Document
     from effllm.modules.evaluation.tasks import Item
 
 # `{items}` is filled in when the task is run: the folder moves when it is published.

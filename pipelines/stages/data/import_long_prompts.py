@@ -12,7 +12,7 @@ from effllm.pipelines.files import write_rows
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 
 if TYPE_CHECKING:
-    from effllm.modules.data.long_questions import LongQuestions
+    from effllm.modules.data.long_prompt_sources import LongQuestions
 
 
 @dataclass(frozen=True, kw_only=True)

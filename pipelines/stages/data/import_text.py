@@ -12,7 +12,7 @@ from effllm.pipelines.files import write_json, write_rows
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 
 if TYPE_CHECKING:
-    from effllm.modules.data.sources import FileText, HubText, SyntheticText, WikipediaWheel
+    from effllm.modules.data.texts import FileText, HubText, SyntheticText, WikipediaWheel
 
 MOST_SHARED = 0.05  # of a text's characters, with the text of another split
 
@@ -37,7 +37,7 @@ class ImportText(Stage):
     splits: NonEmpty[Word]
 
     def __post_init__(self) -> None:
-        from effllm.modules.data.sources import SPLITS
+        from effllm.modules.data.texts import SPLITS
 
         if (
             not self.splits
@@ -71,7 +71,7 @@ class ImportText(Stage):
         cls, results: Mapping[str, Callable[[], Artifact]], warn: Callable[[str], None]
     ) -> None:
         """Refuse texts of different splits that have much in common; warn if it is little."""
-        from effllm.modules.data.sources import SPLITS, shared_text, telling_lines
+        from effllm.modules.data.texts import SPLITS, shared_text, telling_lines
 
         lines = {
             (SPLITS.index(split), name): telling_lines(corpus.documents(split))

@@ -32,7 +32,7 @@ class MakeLongPrompts(Stage):
 
     def run(self, ctx: StageContext) -> Metrics:
         """`prompts.jsonl`."""
-        from effllm.modules.data.long_context import long_prompts
+        from effllm.modules.data.long_prompts import long_prompts
 
         model = ctx.input("model", Checkpoint)
         model.require_context(max(self.lengths), "lengths")

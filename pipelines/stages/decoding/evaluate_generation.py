@@ -43,7 +43,7 @@ class EvaluateGeneration(Stage):
 
     def run(self, ctx: StageContext) -> Metrics:
         """One row per item and way of reading it; `answers.jsonl`: what was decoded."""
-        from effllm.modules.evaluation.generating import DecodingLM
+        from effllm.modules.decoding.answering import DecodingLM
         from effllm.modules.evaluation.harness import quieten_harness, run_tasks
 
         tasks = ctx.input("tasks", Tasks)

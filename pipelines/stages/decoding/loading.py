@@ -20,11 +20,11 @@ from effllm.pipelines.stage import StageContext
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from effllm.modules.decoding.fast_path import FastPath
     from effllm.modules.decoding.library import Kind
     from effllm.modules.decoding.proposers.base import Proposer
     from effllm.modules.decoding.session import Session
     from effllm.modules.decoding.verifiers.chain import Verifier
+    from effllm.modules.inference.fast_path import FastPath
 
 
 class FirstLayersDraft(TypedDict):
@@ -88,7 +88,7 @@ class DecodingModels:
     @classmethod
     def load(cls, ctx: StageContext, dtype: str, *, fast: bool) -> DecodingModels:
         """Read the inputs; `fast` takes the fastest path of this machine."""
-        from effllm.modules.decoding.fast_path import speed_up
+        from effllm.modules.inference.fast_path import speed_up
 
         checkpoint = ctx.input("model", Checkpoint)
         target = checkpoint.load_model(dtype, ctx.device, ctx.device_map)
@@ -107,7 +107,7 @@ class DecodingModels:
             return None
         if wanted["kind"] == "first_layers":
             from effllm.modules.decoding.early_exit import first_layers
-            from effllm.modules.decoding.fast_path import speed_up
+            from effllm.modules.inference.fast_path import speed_up
 
             shallow = first_layers(self.target, int(wanted["layers"]))
             if self.fast_paths:

@@ -13,7 +13,7 @@ from effllm.pipelines.stages.decoding.loading import DecodingArm, DecodingModels
 
 if TYPE_CHECKING:
     from effllm.modules.decoding.records import RoundRecord
-    from effllm.modules.decoding.runner import ModelRunner
+    from effllm.modules.inference.runner import ModelRunner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class MeasurePasses(Stage):
     def run(self, ctx: StageContext) -> Metrics:
         """`costs.json`."""
         from effllm.modules.decoding.break_even import bytes_per_pass
-        from effllm.modules.decoding.runner import ModelRunner
+        from effllm.modules.inference.runner import ModelRunner
 
         models = DecodingModels.load(ctx, self.dtype, fast=self.fast)
         prompts = [

@@ -12,7 +12,7 @@ from effllm.pipelines.files import write_json, write_rows
 from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
 
 if TYPE_CHECKING:
-    from effllm.modules.decoding.runner import ModelRunner
+    from effllm.modules.inference.runner import ModelRunner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +39,8 @@ class MeasureSpeed(Stage):
 
     def run(self, ctx: StageContext) -> Metrics:
         """`speeds.jsonl`: one row per model and round; `models.json`: their histories."""
-        from effllm.modules.decoding.fast_path import speed_up
-        from effllm.modules.decoding.runner import ModelRunner
+        from effllm.modules.inference.fast_path import speed_up
+        from effllm.modules.inference.runner import ModelRunner
 
         dense = ctx.input("dense", Checkpoint)
         dense.require_context(self.prompt_tokens + self.new_tokens, "prompt_tokens + new_tokens")

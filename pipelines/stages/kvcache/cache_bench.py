@@ -69,7 +69,7 @@ class CacheBench(Stage):
         """`predictions.jsonl`: a row per length, arm and repeat."""
         import torch
 
-        from effllm.modules.decoding.packed import pack_linears
+        from effllm.modules.inference.packed import pack_linears
 
         checkpoint = ctx.input("model", Checkpoint)
         model = checkpoint.load_model(self.dtype, ctx.device)
@@ -154,7 +154,7 @@ class CacheBench(Stage):
 
     def _attending(self, model: PreTrainedModel, name: str) -> AbstractContextManager[None]:
         """The attention function of an arm."""
-        from effllm.modules.decoding.attention import grouped_queries
+        from effllm.modules.inference.attention import grouped_queries
         from effllm.modules.kvcache.attention import attached
 
         arm: Mapping[str, Any] = self.arms[name]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from effllm.modules.data.long_context import LongPrompt
+    from effllm.modules.data.long_prompts import LongPrompt
     from effllm.modules.kvcache.cache import CompressedCache
     from effllm.modules.kvcache.compression import Compression
 
@@ -123,7 +123,7 @@ class EvaluateCache(Stage):
     def _text(
         self, model: PreTrainedModel, name: str, tokens: torch.Tensor
     ) -> list[dict[str, Any]]:
-        from effllm.modules.evaluation.compressed import (
+        from effllm.modules.kvcache.agreement import (
             UNCOMPRESSED,
             agreement,
             continue_with,
@@ -160,7 +160,7 @@ class EvaluateCache(Stage):
     ) -> list[dict[str, Any]]:
         import torch
 
-        from effllm.modules.evaluation.compressed import answer_score, continue_with, read_prompt
+        from effllm.modules.kvcache.agreement import answer_score, continue_with, read_prompt
 
         context = list(tokenizer(prompt.context)["input_ids"])
         question = list(tokenizer(prompt.question, add_special_tokens=False)["input_ids"])
@@ -196,7 +196,7 @@ class EvaluateCache(Stage):
     def _kept(self, model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
         """(S, D) bool: channels kept in the middle layer's first head, for the first window."""
         from effllm.kernels.packed_keys import unpack_flags
-        from effllm.modules.evaluation.compressed import read_prompt
+        from effllm.modules.kvcache.agreement import read_prompt
 
         assert self.picture is not None
         context = tokens[: -self.continuation].unsqueeze(0)

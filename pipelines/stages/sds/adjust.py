@@ -42,7 +42,7 @@ class Adjust(Stage):
         """Adjusted checkpoint with masks; one Lightning epoch per block."""
         from effllm.modules.modeling.blocks import prunable_layers
         from effllm.modules.sds.regrowth import GramRegrowth
-        from effllm.modules.sparsity.space import coordinates_by_layer
+        from effllm.modules.sds.space import coordinates_by_layer
         from effllm.modules.training import fit
 
         dense, pruned = ctx.input("dense", Checkpoint), ctx.input("pruned", Checkpoint)

@@ -40,7 +40,7 @@ class Redense(Stage):
     def run(self, ctx: StageContext) -> Metrics:
         """Dense checkpoint; one Lightning epoch per block."""
         from effllm.modules.sds.regrowth import GramRegrowth
-        from effllm.modules.sparsity.space import coordinates_by_layer
+        from effllm.modules.sds.space import coordinates_by_layer
         from effllm.modules.training import fit
 
         model = ctx.input("start", Checkpoint).load_model(self.dtype)  # no forward pass
@@ -88,9 +88,9 @@ class RedenseSequential(Stage):
 
     def run(self, ctx: StageContext) -> Metrics:
         """Dense checkpoint; resumes at the block that was interrupted."""
-        from effllm.modules.modeling.stream import BlockStream
+        from effllm.modules.calibration.statistics import Gram
+        from effllm.modules.calibration.stream import BlockStream
         from effllm.modules.sds.regrowth import GramRegrowth
-        from effllm.modules.sparsity.gram import Gram
         from effllm.modules.training import fit
 
         originals = _layers_by_block(_load_original(ctx))
@@ -161,9 +161,9 @@ class RedenseFromActivations(Stage):
 
     def run(self, ctx: StageContext) -> Metrics:
         """Dense checkpoint; resumes at the epoch of the block that was interrupted."""
-        from effllm.modules.modeling.stream import BlockStream
+        from effllm.modules.calibration.statistics import Tokens
+        from effllm.modules.calibration.stream import BlockStream
         from effllm.modules.sds.regrowth import ActivationRegrowth
-        from effllm.modules.sparsity.gram import Tokens
         from effllm.modules.training import fit
 
         originals = _layers_by_block(_load_original(ctx))

@@ -28,8 +28,8 @@ class CollectGram(Stage):
 
     def run(self, ctx: StageContext) -> Metrics:
         """One file per block; resumes at the block that was interrupted."""
-        from effllm.modules.modeling.stream import BlockStream
-        from effllm.modules.sparsity.gram import Gram
+        from effllm.modules.calibration.statistics import Gram
+        from effllm.modules.calibration.stream import BlockStream
 
         checkpoint = ctx.input("model", Checkpoint)
         model = checkpoint.load_model(self.dtype, ctx.device)

@@ -52,8 +52,8 @@ class Prune(Stage):
         """Pruned checkpoint with masks and the layer errors on the inputs it was pruned with."""
         import torch
 
+        from effllm.modules.calibration.stream import BlockStream
         from effllm.modules.modeling.blocks import prunable_layers
-        from effllm.modules.modeling.stream import BlockStream
         from effllm.modules.sparsity.sequential import check_pattern, prune_block
 
         checkpoint = ctx.input("model", Checkpoint)

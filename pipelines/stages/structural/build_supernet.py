@@ -52,7 +52,7 @@ class BuildSupernet(Stage):
 
     def run(self, ctx: StageContext) -> Metrics:
         """One file per key matrix, and `supernet.json`."""
-        from effllm.modules.modeling.stream import BlockStream
+        from effllm.modules.calibration.stream import BlockStream
         from effllm.modules.structural.compact import compact_family
         from effllm.modules.structural.supernet import REGISTRY, level_tensors, registry_row
         from effllm.modules.structural.units import sublayers

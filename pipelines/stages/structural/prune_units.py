@@ -42,7 +42,7 @@ class PruneUnits(Stage):
 
     def run(self, ctx: StageContext) -> Metrics:
         """A checkpoint that loads and runs on its own."""
-        from effllm.modules.modeling.stream import BlockStream
+        from effllm.modules.calibration.stream import BlockStream
         from effllm.modules.structural.compact import compact_family
         from effllm.modules.structural.units import sublayers, uniform_targets
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from effllm.modules.evaluation.divergence import Divergence
-    from effllm.modules.structural.costs import BudgetFactory
+    from effllm.modules.structural.budgets import BudgetFactory
     from effllm.modules.structural.fitness import LevelModel
     from effllm.modules.structural.search import Budget, Evolution, State
 

@@ -9,11 +9,11 @@ from effllm.modules.decoding.proposers.base import Nothing
 from effllm.modules.decoding.proposers.draft import DraftModel
 from effllm.modules.decoding.proposers.draft_tree import DraftTree
 from effllm.modules.decoding.proposers.lookup import PromptLookup
-from effllm.modules.decoding.runner import ModelRunner
 from effllm.modules.decoding.session import Session
 from effllm.modules.decoding.verifiers.exact import Exact
 from effllm.modules.decoding.verifiers.fly import Fly
 from effllm.modules.errors import ConfigError, UnsupportedModelError
+from effllm.modules.inference.runner import ModelRunner
 
 NO_TREES = {
     "bloom": "BloomForCausalLM: positions cannot be given to it",

@@ -19,12 +19,12 @@ from effllm.modules.decoding.replay import (
     summarise,
     walk,
 )
-from effllm.modules.decoding.runner import ModelRunner
 from effllm.modules.decoding.session import Session
 from effllm.modules.decoding.verifiers.exact import Exact
 from effllm.modules.decoding.verifiers.fly import Fly
 from effllm.modules.decoding.verifiers.margin import Margin
 from effllm.modules.decoding.verifiers.typical import Typical
+from effllm.modules.inference.runner import ModelRunner
 from effllm.modules.modeling.tiny import VOCABULARY, tiny_model
 
 SIZE, LONGEST, END = 12, 10, 11

@@ -13,12 +13,12 @@ from effllm.modules.decoding.proposers.draft import DraftModel, InnerLookup
 from effllm.modules.decoding.proposers.draft_tree import DraftTree
 from effllm.modules.decoding.proposers.lookup import NgramIndex, PromptLookup
 from effllm.modules.decoding.records import Block
-from effllm.modules.decoding.runner import ModelRunner, tree_layout
 from effllm.modules.decoding.sampling import Sampling
 from effllm.modules.decoding.session import Session
 from effllm.modules.decoding.verifiers.exact import Exact
 from effllm.modules.decoding.verifiers.fly import Fly
 from effllm.modules.errors import ConfigError, UnsupportedModelError
+from effllm.modules.inference.runner import ModelRunner, tree_layout
 from effllm.modules.modeling.tiny import tiny_model
 
 PROMPTS = ([65], [65, 66, 67], [70, 71, 72, 70, 71, 72, 70, 71] * 3)
@@ -186,7 +186,7 @@ def test_sync_always_ends_like_a_fresh_prefill(tiny_llama):
 
 
 def test_the_cache_grows_without_a_seam(tiny_llama, monkeypatch):
-    monkeypatch.setattr("effllm.modules.decoding.cache._FIRST_CAPACITY", 4)
+    monkeypatch.setattr("effllm.modules.inference.cache._FIRST_CAPACITY", 4)
     assert decode(tiny_llama, Nothing(), [65]).tokens == by_generate(tiny_llama, [65])
 
 

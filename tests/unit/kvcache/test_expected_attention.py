@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
-from effllm.modules.evaluation.compressed import read_prompt
+from effllm.modules.kvcache.agreement import read_prompt
 from effllm.modules.kvcache.eviction import Budget, Prefill
 from effllm.modules.kvcache.expected_attention import ExpectedAttention, rotated
 from effllm.modules.modeling.tiny import tiny_model

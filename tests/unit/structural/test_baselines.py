@@ -4,8 +4,8 @@ import pytest
 import torch
 from toy_supernets import deep_model, windows
 
-from effllm.modules.modeling.stream import BlockStream
-from effllm.modules.sparsity.gram import Energy
+from effllm.modules.calibration.statistics import Energy
+from effllm.modules.calibration.stream import BlockStream
 from effllm.modules.structural.baselines import (
     BlockInfluence,
     Fluctuation,

@@ -9,10 +9,10 @@ import torch
 from compiled import needs_compiler
 from transformers import DynamicCache
 
-from effllm.modules.decoding import attention
-from effllm.modules.decoding.fast_path import speed_up
-from effllm.modules.decoding.runner import ModelRunner
 from effllm.modules.errors import ConfigError, UnsupportedModelError
+from effllm.modules.inference import attention
+from effllm.modules.inference.fast_path import speed_up
+from effllm.modules.inference.runner import ModelRunner
 from effllm.modules.modeling.blocks import decoder_blocks
 from effllm.modules.modeling.tiny import byte_tokenizer, tiny_model
 from effllm.modules.structural.compact import (

@@ -13,7 +13,7 @@ from effllm.modules.errors import ConfigError
 from effllm.modules.evaluation.divergence import Teacher, record_teacher, window_divergence
 from effllm.modules.evaluation.perplexity import window_nll
 from effllm.modules.modeling.tiny import tiny_model
-from effllm.modules.structural.costs import Costs, Units
+from effllm.modules.structural.budgets import Costs, Units
 from effllm.modules.structural.elimination import LocalPruner
 from effllm.modules.structural.fitness import KlFitness, LevelModel
 from effllm.modules.structural.resuming import ResumableModel

@@ -7,10 +7,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from toy_supernets import build, store, windows
 
+from effllm.modules.calibration.statistics import Gram
+from effllm.modules.calibration.stream import BlockStream
 from effllm.modules.errors import ArtifactError, ConfigError, NumericalError
-from effllm.modules.modeling.stream import BlockStream
 from effllm.modules.modeling.tiny import tiny_model
-from effllm.modules.sparsity.gram import Gram
 from effllm.modules.structural.elimination import LocalPruner
 from effllm.modules.structural.supernet import (
     Supernet,

@@ -7,6 +7,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
+from effllm.modules.calibration.statistics import Gram
+from effllm.modules.calibration.stream import BlockStream
 from effllm.modules.errors import ConfigError, NumericalError, UnsupportedModelError
 from effllm.modules.modeling.blocks import (
     LinearLayer,
@@ -14,9 +16,7 @@ from effllm.modules.modeling.blocks import (
     linear_layers,
     prunable_layers,
 )
-from effllm.modules.modeling.stream import BlockStream
 from effllm.modules.modeling.tiny import VOCABULARY, tiny_model
-from effllm.modules.sparsity.gram import Gram
 from effllm.modules.sparsity.patterns import Grouped, Unstructured
 from effllm.modules.sparsity.pruners import Magnitude, SparseGPT, Wanda
 from effllm.modules.sparsity.sequential import check_pattern, prune_block

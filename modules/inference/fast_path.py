@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel
 
 from effllm.kernels.native import NoCompilerError
-from effllm.modules.decoding.native_step import NativeSteps, UnsuitedModelError
-from effllm.modules.decoding.packed import pack_linears
+from effllm.modules.inference.native_step import NativeSteps, UnsuitedModelError
+from effllm.modules.inference.packed import pack_linears
 
 # Beside the models, not in them: a model stays a plain module that can be copied and saved.
 _STEPS: weakref.WeakKeyDictionary[PreTrainedModel, NativeSteps] = weakref.WeakKeyDictionary()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from effllm.kernels.native import load_library
-from effllm.modules.decoding.cache import SlotCache
+from effllm.modules.inference.cache import SlotCache
 
 _LANES = 16
 _FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3")

@@ -5,8 +5,8 @@ import torch
 from processor import needs_bfloat16_kernels
 
 from effllm.modules.decoding.early_exit import first_layers
-from effllm.modules.decoding.packed import PackedLinear, pack_linears
-from effllm.modules.decoding.runner import ModelRunner
+from effllm.modules.inference.packed import PackedLinear, pack_linears
+from effllm.modules.inference.runner import ModelRunner
 from effllm.modules.modeling.tiny import tiny_model
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from effllm.modules.data.long_context import LongPrompt
+from effllm.modules.data.long_prompts import LongPrompt
 from effllm.modules.data.published import Published, sample_groups
 
 

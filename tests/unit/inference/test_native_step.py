@@ -7,15 +7,15 @@ from transformers import PreTrainedModel
 
 from effllm.kernels import native
 from effllm.kernels.native import NoCompilerError, load_library
-from effllm.modules.decoding import fast_path
 from effllm.modules.decoding.early_exit import first_layers
-from effllm.modules.decoding.fast_path import compiled_steps, speed_up
-from effllm.modules.decoding.native_step import pack_rows
 from effllm.modules.decoding.proposers.base import Nothing
-from effllm.modules.decoding.runner import ModelRunner
 from effllm.modules.decoding.session import Session
 from effllm.modules.decoding.verifiers.exact import Exact
 from effllm.modules.drafting.shape import reduce_vocabulary
+from effllm.modules.inference import fast_path
+from effllm.modules.inference.fast_path import compiled_steps, speed_up
+from effllm.modules.inference.native_step import pack_rows
+from effllm.modules.inference.runner import ModelRunner
 from effllm.modules.modeling.tiny import tiny_model
 
 

@@ -14,7 +14,7 @@ from itertools import pairwise
 from random import Random
 
 from effllm.modules.data.prompts import nouns
-from effllm.modules.data.sources import Document
+from effllm.modules.data.texts import Document
 from effllm.modules.errors import DataError
 
 TASKS = ("needle", "multikey", "multivalue", "chain", "common_word", "article")

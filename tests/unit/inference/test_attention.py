@@ -4,9 +4,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from effllm.modules.decoding import attention
-from effllm.modules.decoding.attention import GROUPED, group_queries
-from effllm.modules.decoding.runner import ModelRunner
+from effllm.modules.inference import attention
+from effllm.modules.inference.attention import GROUPED, group_queries
+from effllm.modules.inference.runner import ModelRunner
 
 
 def _model(heads: int, shared: int) -> LlamaForCausalLM:

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
+from effllm.modules.calibration.statistics import Energy, Gram, Tokens, output_error
 from effllm.modules.errors import ConfigError, NumericalError
-from effllm.modules.sparsity.gram import Energy, Gram, Tokens, output_error
-from effllm.modules.sparsity.space import Coordinates
+from effllm.modules.sds.space import Coordinates
 
 
 @pytest.mark.parametrize("columns", [5, 384, 801])

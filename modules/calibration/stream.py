@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from effllm.modules.calibration.statistics import Statistic
 from effllm.modules.errors import NumericalError, UnsupportedModelError
 from effllm.modules.modeling.blocks import LinearLayer, decoder_blocks, linear_layers
-from effllm.modules.sparsity.gram import Statistic
 
 _PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device)
 

@@ -1,0 +1,1 @@
+"""Statistics of what enters each layer, block by block."""
