@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from effllm.modules.decoding.records import Block, Decision
-from effllm.modules.decoding.sampling import Sampling, best_tokens
+from effllm.modules.decoding.sampling import Sampling
 from effllm.modules.decoding.verifiers.chain import ChainTest
 from effllm.modules.decoding.verifiers.fly import gate_measure
+from effllm.modules.inference.choice import best_tokens
 
 
 @dataclass(frozen=True, kw_only=True)

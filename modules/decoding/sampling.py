@@ -56,15 +56,6 @@ class Sampling:
         return kept / kept.sum(dim=-1, keepdim=True)
 
 
-def best_tokens(scores: Tensor) -> list[int]:
-    """The most likely token of each row of (n, V) logits or probabilities; the lowest of ties."""
-    if scores.device.type == "cpu":  # numpy's is ten times as fast there
-        found: list[int] = scores.numpy().argmax(axis=-1).tolist()
-    else:
-        found = scores.argmax(dim=-1).tolist()
-    return found
-
-
 def draw(law: Tensor, generator: torch.Generator) -> int:
     """One token from a (V,) law."""
     return int(torch.multinomial(law.to(generator.device), 1, generator=generator))

@@ -16,10 +16,11 @@ from transformers import PreTrainedTokenizerBase
 from effllm.modules.decoding.proposers.base import Proposer
 from effllm.modules.decoding.proposers.draft_tree import DraftTree
 from effllm.modules.decoding.records import Generation, RoundRecord
-from effllm.modules.decoding.sampling import best_tokens, draw
+from effllm.modules.decoding.sampling import draw
 from effllm.modules.decoding.verifiers.chain import Verifier
 from effllm.modules.decoding.verifiers.exact import Exact
 from effllm.modules.errors import ConfigError, UnsupportedModelError
+from effllm.modules.inference.choice import best_tokens
 from effllm.modules.inference.runner import ModelRunner
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what half a character decodes to

@@ -15,10 +15,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from effllm.modules.decoding.sampling import best_tokens
 from effllm.modules.errors import UnsupportedModelError
 from effllm.modules.inference.attention import group_queries
 from effllm.modules.inference.cache import SlotCache
+from effllm.modules.inference.choice import best_tokens
 from effllm.modules.inference.fast_path import compiled_steps
 from effllm.modules.inference.native_step import NativeSteps
 

@@ -80,12 +80,12 @@ def main() -> None:
     parser.add_argument("--eager", dest="fast", action="store_false", help="without compiled steps")
     options = parser.parse_args()
 
+    from effllm.modules.decoding.joining import encode_prompt, end_tokens
     from effllm.modules.decoding.library import generate
     from effllm.modules.decoding.session import Session
     from effllm.modules.decoding.verifiers.exact import Exact
     from effllm.modules.inference.fast_path import speed_up
     from effllm.modules.inference.runner import ModelRunner
-    from effllm.pipelines.commands.generate import encode_prompt, end_tokens
 
     checkpoint, prompts = _prepared(options.outputs, options.prompts)
     stock, model = checkpoint.load_model("float32"), checkpoint.load_model("float32")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -30,15 +29,7 @@ from effllm.pipelines.engine.store import Store
 from effllm.pipelines.stages.decoding.loading import DecodingArm
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
     from effllm.modules.decoding.records import Generation
-    from effllm.modules.decoding.session import Session
-
-NEEDS_DRAFT = (
-    "this decoder needs a draft model: draft=first_layers, or draft=checkpoint "
-    "draft.ref=<stage>/<digest>"
-)
 
 
 def generate_command(arguments: Sequence[str]) -> int:
@@ -56,6 +47,8 @@ def generate_command(arguments: Sequence[str]) -> int:
     settings = check_settings(plain)
     quieten_libraries()
     keep_freed_memory()
+    from effllm.modules.decoding.joining import encode_prompt, join_session
+
     decoder = build("decoder", DecodingArm, settings.decoder.model_dump())
     proposer, verifier = decoder["proposer"], decoder["verifier"]
     _check_draft(proposer, settings.draft)
@@ -108,6 +101,8 @@ def _check_draft(proposer: Any, draft: NoDraft | FirstLayers | StoredDraft) -> N
         ConfigError: if there is not.
     """
     if isinstance(proposer, partial) and draft.kind == "none":
+        from effllm.modules.decoding.joining import NEEDS_DRAFT
+
         raise ConfigError(NEEDS_DRAFT)
     if not isinstance(proposer, partial) and draft.kind != "none":
         raise ConfigError(
@@ -153,83 +148,6 @@ def _checkpoint(store: Store, stage: str, digest: str) -> Checkpoint:
     if not isinstance(artifact, Checkpoint) or not (artifact.path / "config.json").is_file():
         raise ConfigError(f"{stage}/{digest[:12]} is no checkpoint")
     return artifact
-
-
-def join_session(
-    proposer: Any,
-    verifier: Any,
-    target: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    draft: PreTrainedModel | None,
-    *,
-    stop_strings: tuple[str, ...] = (),
-    text: bool = True,
-) -> Session:
-    """A session of built parts; a factory of a proposer is given its models here.
-
-    Args:
-        proposer: a proposer, or a factory called with `runner` and `vocabulary`.
-        verifier: FLy's is told which tokens are special.
-        target: the model whose text is wanted.
-        tokenizer: its tokenizer.
-        draft: for factories.
-        stop_strings: the text ends in front of the first of these.
-        text: whether the session also decodes text.
-
-    Raises:
-        ConfigError: if a draft model is needed and there is none.
-    """
-    from effllm.modules.decoding.session import Session
-    from effllm.modules.inference.runner import ModelRunner
-
-    runner = ModelRunner(target)
-    if isinstance(proposer, partial):
-        if draft is None:
-            raise ConfigError(NEEDS_DRAFT)
-        proposer = proposer(runner=ModelRunner(draft), vocabulary=runner.vocabulary)
-    if "protected" in {field.name for field in dataclasses.fields(verifier)}:
-        verifier = dataclasses.replace(verifier, protected=frozenset(tokenizer.all_special_ids))
-    return Session(
-        target=runner,
-        proposer=proposer,
-        verifier=verifier,
-        ends=end_tokens(target, tokenizer),
-        tokenizer=tokenizer if text or stop_strings else None,
-        stop_strings=stop_strings,
-    )
-
-
-def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """All token ids that end a text."""
-    configured = getattr(model.generation_config, "eos_token_id", None)
-    ends = configured if isinstance(configured, list) else [configured]
-    return frozenset(int(one) for one in [*ends, tokenizer.eos_token_id] if one is not None)
-
-
-def encode_prompt(
-    tokenizer: PreTrainedTokenizerBase, prompt: str, *, chat: bool, system: str | None = None
-) -> list[int]:
-    """Token ids of a prompt, as a chat turn if wanted and the tokenizer has a template.
-
-    Raises:
-        ConfigError: if the template refuses the turns, or there is none for a system message.
-    """
-    if not chat or not tokenizer.chat_template:
-        if system:
-            why = "the model has no chat template" if chat else "chat=false"
-            raise ConfigError(f"a system message belongs to a chat, but {why}; leave out system=")
-        return list(tokenizer(prompt)["input_ids"])
-    from jinja2 import TemplateError
-
-    messages = [{"role": "system", "content": system}] if system else []
-    messages.append({"role": "user", "content": prompt})
-    try:
-        encoded: Any = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
-    except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
-        said = " ".join(str(error).split()) or type(error).__name__
-        remedy = "leave out system=, or take chat=false" if system else "take chat=false"
-        raise ConfigError(f"the model's chat template says: {said}; {remedy}") from error
-    return list(encoded["input_ids"])
 
 
 def summary(found: Generation, prompt_tokens: int, lossless: bool) -> str:

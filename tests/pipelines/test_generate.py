@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from effllm.modules.decoding import joining
 from effllm.modules.errors import ConfigError, EffLLMError
 from effllm.modules.modeling.tiny import byte_tokenizer, tiny_model
 from effllm.pipelines.cli import main
@@ -119,7 +120,7 @@ def test_the_model_reads_exactly_the_prompt(text, tmp_path, monkeypatch):
 
     checkpoint = SimpleNamespace(load_tokenizer=byte_tokenizer)
     monkeypatch.setattr(generate, "imported", lambda *others: checkpoint)
-    monkeypatch.setattr(generate, "encode_prompt", stop)
+    monkeypatch.setattr(joining, "encode_prompt", stop)
     with pytest.raises(Stop):
         generate.generate_command([text, f"system=S {text}", f"paths.outputs={tmp_path}"])
 
@@ -198,10 +199,10 @@ def test_what_the_model_cannot_do_is_one_line(arguments, message, tmp_path, caps
 def test_a_chat_template_that_refuses_is_quoted(template, message, tokenizer):
     tokenizer.chat_template = template
     with pytest.raises(ConfigError, match=f"{message}.*; leave out system=, or take chat=false"):
-        generate.encode_prompt(tokenizer, "hello", chat=True, system="Be brief")
+        joining.encode_prompt(tokenizer, "hello", chat=True, system="Be brief")
     with pytest.raises(ConfigError, match=f"{message}.*; take chat=false"):
-        generate.encode_prompt(tokenizer, "hello", chat=True)
-    assert generate.encode_prompt(tokenizer, "hello", chat=False)
+        joining.encode_prompt(tokenizer, "hello", chat=True)
+    assert joining.encode_prompt(tokenizer, "hello", chat=False)
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from effllm.modules.decoding.records import Block, Decision, MismatchEvent
-from effllm.modules.decoding.sampling import Sampling, best_tokens, draw
+from effllm.modules.decoding.sampling import Sampling, draw
 from effllm.modules.errors import ConfigError
+from effllm.modules.inference.choice import best_tokens
 
 
 class Verifier(Protocol):

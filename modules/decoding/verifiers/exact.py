@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from effllm.modules.decoding.records import Block, Decision
-from effllm.modules.decoding.sampling import Sampling, best_tokens, draw
+from effllm.modules.decoding.sampling import Sampling, draw
 from effllm.modules.decoding.verifiers.chain import ChainTest
 from effllm.modules.errors import ConfigError
+from effllm.modules.inference.choice import best_tokens
 
 
 @dataclass(frozen=True, kw_only=True)

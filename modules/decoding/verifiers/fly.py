@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from effllm.modules.decoding.records import Block, Decision
-from effllm.modules.decoding.sampling import Sampling, best_tokens
+from effllm.modules.decoding.sampling import Sampling
 from effllm.modules.decoding.verifiers.chain import ChainTest
+from effllm.modules.inference.choice import best_tokens
 from effllm.modules.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 Measure = Literal["top", "normalized"]

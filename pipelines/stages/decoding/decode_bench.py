@@ -118,7 +118,7 @@ class _Arm:
     def __init__(
         self, arm: Mapping[str, Any], models: DecodingModels, max_new_tokens: int, seed: int
     ) -> None:
-        from effllm.pipelines.commands.generate import end_tokens
+        from effllm.modules.decoding.joining import end_tokens
 
         self.model, self.ends = models.target, end_tokens(models.target, models.tokenizer)
         self.max_new_tokens, self.seed = max_new_tokens, seed

@@ -1,11 +1,11 @@
 """Accuracy of a decoder on lm-evaluation-harness tasks that write their answers."""
 
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from typing import ClassVar
 
 from effllm.modules.ranges import Dtype, PositiveInt
 from effllm.pipelines.artifacts import Checkpoint, Predictions, Tasks
-from effllm.pipelines.engine.provenance import package_version
 from effllm.pipelines.files import write_json, write_rows
 from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
 from effllm.pipelines.stages.decoding.loading import DecodingArm, DecodingModels, describe_arm
@@ -79,7 +79,7 @@ class EvaluateGeneration(Stage):
         write_json(ctx.workdir / "subject.json", subject)
         write_json(
             ctx.workdir / "versions.json",
-            {"lm-eval": package_version("lm-eval"), "tasks": results.versions},
+            {"lm-eval": version("lm-eval"), "tasks": results.versions},
         )
         rounds = sum(one.rounds for one in answers)
         # The prompt's own pass gives the first token of each answer.

@@ -131,7 +131,7 @@ class DecodingModels:
         self, arm: Mapping[str, Any], *, verifier: Verifier | None = None, text: bool = False
     ) -> Session:
         """A session of an arm's parts, with its own verifier unless another is given."""
-        from effllm.pipelines.commands.generate import join_session
+        from effllm.modules.decoding.joining import join_session
 
         judge = verifier or arm["verifier"]
         draft = self.draft(arm)
@@ -139,7 +139,7 @@ class DecodingModels:
 
     def encode(self, text: str, *, chat: bool) -> list[int]:
         """Token ids of a prompt."""
-        from effllm.pipelines.commands.generate import encode_prompt
+        from effllm.modules.decoding.joining import encode_prompt
 
         return encode_prompt(self.tokenizer, text, chat=chat)
 

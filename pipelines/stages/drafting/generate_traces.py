@@ -46,10 +46,10 @@ class GenerateTraces(Stage):
         import torch
         from safetensors.torch import save_file
 
+        from effllm.modules.decoding.joining import encode_prompt, end_tokens
         from effllm.modules.drafting.requests import passage_requests
         from effllm.modules.drafting.traces import write_greedily
         from effllm.modules.inference.packed import pack_linears
-        from effllm.pipelines.commands.generate import encode_prompt, end_tokens
 
         checkpoint = ctx.input("model", Checkpoint)
         model, tokenizer = (

@@ -1,12 +1,12 @@
 """Accuracy of a model on lm-evaluation-harness tasks."""
 
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import ClassVar
 
 from effllm.modules.ranges import Dtype, PositiveInt
 from effllm.pipelines.artifacts import Checkpoint, Predictions, Tasks
-from effllm.pipelines.engine.provenance import package_version
 from effllm.pipelines.files import write_json, write_rows
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 
@@ -54,7 +54,7 @@ class EvaluateTasks(Stage):
         write_json(ctx.workdir / "subject.json", subject)
         write_json(
             ctx.workdir / "versions.json",
-            {"lm-eval": package_version("lm-eval"), "tasks": results.versions},
+            {"lm-eval": version("lm-eval"), "tasks": results.versions},
         )
         return dict(results.metrics)
 

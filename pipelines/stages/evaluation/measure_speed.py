@@ -78,8 +78,8 @@ class MeasureSpeed(Stage):
 
     def _measure(self, runner: ModelRunner, prompt: list[int]) -> dict[str, Any]:
         """Prefill and greedy decoding of one prompt; a pruned model may do nothing but repeat."""
-        from effllm.modules.decoding.sampling import best_tokens
         from effllm.modules.evaluation.generations import distinct_share, longest_repeat
+        from effllm.modules.inference.choice import best_tokens
 
         runner.reset()
         started = time.perf_counter()
