@@ -41,10 +41,15 @@ def crop_windows(
         (N, T) int64, and the N documents that were cropped, as indices.
 
     Raises:
-        DataError: if no document is longer than a window.
+        DataError: if no document is longer than a window, or windows outnumber the characters.
 
     Source: sparsegpt/datautils.py `get_c4`; wanda/lib/data.py.
     """
+    characters = sum(map(len, texts))
+    if num_sequences > characters:  # every crop many times over, and nearly without end
+        raise DataError(
+            f"{num_sequences} windows are wanted of a text of {characters} characters; ask for fewer"
+        )
     tokens: dict[int, list[int]] = {}
     long_enough = set(range(len(texts)))
     windows: list[list[int]] = []

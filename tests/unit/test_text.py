@@ -109,6 +109,10 @@ def test_too_little_text_is_refused_with_the_count():
     with pytest.raises(DataError, match="no document .* more than 30 tokens"):
         generator = torch.Generator().manual_seed(0)
         crop_windows(["tiny"] * 3, encode, num_sequences=1, sequence_length=30, generator=generator)
+    with pytest.raises(DataError, match="1000000000 windows are wanted of a text of 12 characters"):
+        crop_windows(
+            ["tiny"] * 3, encode, num_sequences=10**9, sequence_length=2, generator=generator
+        )
 
 
 def test_dealing_gives_each_document_to_one_split_by_share():
