@@ -48,7 +48,7 @@ def crop_windows(
     characters = sum(map(len, texts))
     if num_sequences > characters:  # every crop many times over, and nearly without end
         raise DataError(
-            f"{num_sequences} windows are wanted of a text of {characters} characters; ask for fewer"
+            f"{num_sequences} windows are wanted of a text of {characters} characters; ask for less"
         )
     tokens: dict[int, list[int]] = {}
     long_enough = set(range(len(texts)))
