@@ -119,6 +119,33 @@ def test_a_local_file_is_known_by_its_content(tmp_path):
     assert questions(path=moved).identity() != first
 
 
+def test_only_the_published_file_bears_the_name_of_the_set(tmp_path):
+    path = write_lines(tmp_path / "mine.jsonl", [{"turns": "x"}])
+    own = questions(path=path, group=None, name=None, homepage=None)
+    assert own.prompts(1, seed=0)[0].group == own.identity()["name"] == "mine.jsonl"
+    published = own.identity()["sha256"]
+    for sha256, called in ((published, "toy_bench"), ("0" * 64, "local file")):
+        source = questions(path=path, group=None, sha256=sha256)
+        assert source.prompts(1, seed=0)[0].group == source.identity()["name"] == called
+
+
+def test_question_files_of_other_formats_are_read_and_odd_ones_refused_by_line(tmp_path):
+    listed = tmp_path / "a.json"
+    listed.write_text(json.dumps([{"category": "c", "turns": ["x"]}] * 2))
+    assert len(questions(path=str(listed)).prompts(9, seed=0)) == 2
+    for content, message in (
+        (b"", "no rows"),
+        (b'{"category": "c", "turns": ["\\ud83d"]}', "line 1: half a surrogate pair"),
+        (b'{"category": "c", "turns": ["x"]}\n\xff', "line 2: .*not utf-8"),
+        (b'{"category": null, "turns": ["x"]}', "line 1: expected"),
+    ):
+        odd = tmp_path / "odd.jsonl"
+        odd.write_bytes(content)
+        for look in (questions(path=str(odd)).identity, questions(path=str(odd)).check):
+            with pytest.raises(DataError, match=message):
+                look()
+
+
 def test_groups_are_drawn_independently():
     prompts = [Prompt(f"{g}{n}", g, "", False) for n in range(9) for g in "ab"]
     drawn = sample_groups(prompts, 4, seed=0, group=lambda one: one.group)
