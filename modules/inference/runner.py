@@ -302,7 +302,7 @@ def refuse_unsupported(model: PreTrainedModel) -> None:
             "layers"
         )
     shared = {type(one) for one in _cache_layers(model)} - {DynamicLayer, DynamicSlidingWindowLayer}
-    if shared or "past_key_values" not in inspect.signature(model.forward).parameters:
+    if shared or "past_key_values" not in inspect.signature(type(model).forward).parameters:
         raise UnsupportedModelError(
             f"{name}: not all of its layers keep a cache of their own; speculative decoding needs "
             "that"
@@ -315,7 +315,7 @@ def tree_obstacle(model: PreTrainedModel) -> str:
     In a tree, a token's position is its depth, not its place among those that are fed.
     """
     config: Any = model.config
-    takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+    takes_positions = "position_ids" in inspect.signature(type(model).forward).parameters
     if not takes_positions or getattr(config, "alibi", False):
         return "positions cannot be given to it (as with ALiBi), so it judges chains, not trees"
     if "local" in getattr(config, "attention_layers", ()):  # GPT-Neo's windows
