@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import softshrink
 
 from effllm.modules.errors import NumericalError
-from effllm.modules.ranges import NonNegativeFloat, PositiveInt
+from effllm.modules.ranges import NonNegativeFloat, NonNegativeInt
 from effllm.modules.sds.space import Coordinates, Space
 
 
@@ -38,7 +38,7 @@ class ProximalGradient:
     Deviates: the paper states 200 epochs at learning rate 0.1 and names no optimiser.
     """
 
-    steps: PositiveInt = 50
+    steps: NonNegativeInt = 50
     accelerated: bool = True
     l1_weight: NonNegativeFloat = 0.1
     l2_weight: NonNegativeFloat = 0.01

@@ -5,6 +5,7 @@ import re
 
 import hydra
 import pytest
+from toy_stages import manifest_of
 
 from effllm.modules.errors import ConfigError
 from effllm.pipelines.commands.launch import CONF_DIR, compose, differences
@@ -37,11 +38,12 @@ def publish(store):
 
     def run(text, *differs, name=None):
         digest = text.encode().hex().ljust(64, "0")
-        folder = store.folder("report_sds", digest)
-        if not folder.exists():
-            folder.mkdir(parents=True)
-            Page("SDS", text).write(folder)
         instance = Instance("report", "", ReportSds, {}, {}, digest=digest)
+        if not store.folder("report_sds", digest).exists():
+            work = store.work("report_sds", digest)
+            work.mkdir(parents=True)
+            Page("SDS", text).write(work)
+            store.publish(work, manifest_of(instance))
         return publish_report(store, instance, named(*differs, name=name), facts(*differs))
 
     return run

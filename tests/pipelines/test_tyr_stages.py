@@ -188,12 +188,16 @@ def test_a_damaged_supernet_is_refused_before_the_search(damage, finished, execu
     ("overrides", "error", "message"),
     [
         (["budget.search_stage_tokens=[64,9999999]"], DataError, "judges on 9999999 tokens"),
-        (["pipeline.s50.supernet.sparsity=1.0"], ConfigError, "0 <= sparsity < 1"),
+        (["pipeline.s50.supernet.sparsity=1.0"], ConfigError, "sparsity.* expected less than 1"),
         (["pipeline.s50.supernet.sparsity=0.99"], ConfigError, "removes all 8 units"),
-        (["pipeline.s50.supernet.attention_unit=row"], ConfigError, "head or kv_group"),
-        (["pipeline.s50.supernet.reach=-1"], ConfigError, "reach must be 0 or more"),
+        (
+            ["pipeline.s50.supernet.attention_unit=row"],
+            ConfigError,
+            "'head' or 'kv_group'",
+        ),
+        (["pipeline.s50.supernet.reach=-1"], ConfigError, "reach: expected .* 0, found -1"),
         (["budget.search_survivors=[3,2]"], ConfigError, "survivors fall"),
-        (["pipeline.s50.search.divergence=ppl"], ConfigError, "one of full"),
+        (["pipeline.s50.search.divergence=ppl"], ConfigError, "expected 'full', 'topk_renorm' or"),
         (
             [
                 "unit_budget@pipeline.s50.search.budget=parameters",

@@ -413,5 +413,5 @@ def test_a_model_that_ignores_the_cache_is_refused():
 
     config = OpenAIGPTConfig(vocab_size=259, n_embd=32, n_layer=2, n_head=4)
     model = AutoModelForCausalLM.from_config(config).eval()
-    with pytest.raises(UnsupportedModelError, match="OpenAIGPTLMHeadModel does not keep"):
+    with pytest.raises(UnsupportedModelError, match="OpenAIGPTLMHeadModel: not all of its layers"):
         ModelRunner(model).advance([5, 6, 7])
