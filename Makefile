@@ -73,7 +73,7 @@ smoke: install   ## every paper on a tiny random model
 	$(RUN) paper=spark scale=smoke logger=none
 
 test: install    ## all tests but the slow ones and those for GPUs
-	$(VENV)/bin/python -m pytest -m "not slow and not gpu"
+	$(VENV)/bin/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile
 
 test-all: install  ## the slow tests too
 	$(VENV)/bin/python -m pytest -m "not gpu"
