@@ -14,7 +14,8 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from effllm.pipelines.artifacts import Checkpoint, Prompts
+from effllm.pipelines.artifacts.checkpoints import Checkpoint
+from effllm.pipelines.artifacts.data import Prompts
 from effllm.pipelines.commands.launch import compose, resolve, run_command
 from effllm.pipelines.engine.graph import build_graph
 from effllm.pipelines.engine.store import Store

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from effllm.modules.errors import ConfigError
-from effllm.pipelines.artifacts import Checkpoint
+from effllm.pipelines.artifacts.checkpoints import Checkpoint
 from effllm.pipelines.commands.asked import (
     FirstLayers,
     NoDraft,

@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from effllm.modules.errors import ArtifactError, ConfigError
-from effllm.pipelines.artifacts import Report
+from effllm.pipelines.artifacts.measured import Report
 from effllm.pipelines.commands import schema
 from effllm.pipelines.commands.memory import keep_freed_memory
 from effllm.pipelines.commands.publishing import publish_report, refuse_other_report, report_name

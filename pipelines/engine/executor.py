@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from effllm.modules.errors import ArtifactError, ConfigError, DataError, EffLLMError
-from effllm.pipelines.artifacts import Artifact, kind_named
+from effllm.pipelines.artifacts.base import Artifact
+from effllm.pipelines.artifacts.kinds import kind_named
 from effllm.pipelines.engine import provenance
 from effllm.pipelines.engine.building import construct, one_a_line
 from effllm.pipelines.engine.display import Display

@@ -17,7 +17,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from effllm.modules.errors import ConfigError, DataError, EffLLMError, GraphError
-from effllm.pipelines.artifacts import kind_named
+from effllm.pipelines.artifacts.kinds import kind_named
 from effllm.pipelines.engine import building
 from effllm.pipelines.engine.identity import fingerprint, recipe_digest, targets_of
 from effllm.pipelines.engine.store import Store

@@ -23,7 +23,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from effllm.modules.errors import ArtifactError
-from effllm.pipelines.artifacts import Artifact
+from effllm.pipelines.artifacts.base import Artifact
 from effllm.pipelines.engine.identity import DIGEST_LENGTH
 from effllm.pipelines.engine.interrupts import raise_if_asked
 from effllm.pipelines.files import (

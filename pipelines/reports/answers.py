@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from effllm.pipelines.artifacts import Artifact, Predictions
+from effllm.pipelines.artifacts.base import Artifact
+from effllm.pipelines.artifacts.measured import Predictions
 from effllm.pipelines.reports.arms import Arm
 from effllm.pipelines.reports.decoding import Bench, Rows, interval
 from effllm.pipelines.reports.fly import answers_kept, run_conditions

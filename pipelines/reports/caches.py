@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from effllm.modules.evaluation.intervals import Interval, estimate
-from effllm.pipelines.artifacts import Artifact
+from effllm.pipelines.artifacts.base import Artifact
 from effllm.pipelines.reports.decoding import interval
 from effllm.pipelines.reports.page import Table
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from effllm.modules.evaluation.intervals import Interval
-from effllm.pipelines.artifacts import PassCosts
+from effllm.pipelines.artifacts.decoding import PassCosts
 from effllm.pipelines.reports.decoding import interval
 from effllm.pipelines.reports.page import Table
 

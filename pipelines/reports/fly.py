@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from effllm.modules.evaluation.intervals import Interval, share
-from effllm.pipelines.artifacts import Artifact
+from effllm.pipelines.artifacts.base import Artifact
 from effllm.pipelines.reports.arms import Arm
 from effllm.pipelines.reports.decoding import Bench, interval
 from effllm.pipelines.reports.figures import figure, write_csv

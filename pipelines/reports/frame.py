@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from effllm.pipelines.artifacts import Artifact
+from effllm.pipelines.artifacts.base import Artifact
 from effllm.pipelines.reports.page import Text
 
 _SHOWN = 6  # stages

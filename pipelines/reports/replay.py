@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from effllm.modules.evaluation.intervals import INTERVALS, Interval
-from effllm.pipelines.artifacts import Replay
+from effllm.pipelines.artifacts.decoding import Replay
 from effllm.pipelines.reports.arms import Arm
 from effllm.pipelines.reports.decoding import interval
 from effllm.pipelines.reports.figures import COLOURS, figure, write_csv

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from effllm.modules.evaluation.intervals import Interval
-from effllm.pipelines.artifacts import Artifact
+from effllm.pipelines.artifacts.base import Artifact
 from effllm.pipelines.reports.caches import Study, arm_name, dense_arms, time_ratio
 from effllm.pipelines.reports.decoding import interval
 from effllm.pipelines.reports.figures import COLOURS, figure, write_csv

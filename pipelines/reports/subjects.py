@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from effllm.pipelines.artifacts import Artifact, Predictions
+from effllm.pipelines.artifacts.base import Artifact
+from effllm.pipelines.artifacts.measured import Predictions
 
 # Stages that every model shares; they are not part of what a method costs.
 _SHARED = frozenset({"import_model", "import_text", "make_windows"})

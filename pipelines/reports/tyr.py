@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from effllm.modules.evaluation.intervals import INTERVALS
-from effllm.pipelines.artifacts import Allocation, Artifact
+from effllm.pipelines.artifacts.base import Artifact
+from effllm.pipelines.artifacts.structural import Allocation
 from effllm.pipelines.reports.comparison import (
     Comparison,
     Row,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from effllm.pipelines.artifacts import Allocation
+from effllm.pipelines.artifacts.structural import Allocation
 from effllm.pipelines.reports.comparison import Comparison, Row
 from effllm.pipelines.reports.figures import COLOURS, figure, write_csv
 from effllm.pipelines.reports.tyr import sparsities

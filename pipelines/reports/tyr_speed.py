@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from effllm.modules.evaluation.intervals import Interval, estimate
-from effllm.pipelines.artifacts import Speeds
+from effllm.pipelines.artifacts.measured import Speeds
 from effllm.pipelines.reports.comparison import Row, number
 from effllm.pipelines.reports.page import Table
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from effllm.modules.ranges import PositiveInt, Word
-from effllm.pipelines.artifacts import Artifact, Report
+from effllm.pipelines.artifacts.base import Artifact
+from effllm.pipelines.artifacts.measured import Report
 from effllm.pipelines.files import write_json
 from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
 

@@ -5,13 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from effllm.pipelines.artifacts import (
-    Artifact,
-    Checkpoint,
-    PassCosts,
-    Prompts,
-    Replay,
-)
+from effllm.pipelines.artifacts.base import Artifact
+from effllm.pipelines.artifacts.checkpoints import Checkpoint
+from effllm.pipelines.artifacts.data import Prompts
+from effllm.pipelines.artifacts.decoding import PassCosts, Replay
 from effllm.pipelines.stage import Metrics, StageContext
 from effllm.pipelines.stages.report import ReportStage
 

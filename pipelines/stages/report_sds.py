@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from effllm.modules.ranges import Seed
-from effllm.pipelines.artifacts import Artifact
+from effllm.pipelines.artifacts.base import Artifact
 from effllm.pipelines.stage import Metrics, StageContext
 from effllm.pipelines.stages.report import ReportStage
 

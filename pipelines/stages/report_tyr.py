@@ -4,12 +4,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from effllm.modules.ranges import Seed
-from effllm.pipelines.artifacts import (
-    Allocation,
-    Artifact,
-    Speeds,
-    SupernetFiles,
-)
+from effllm.pipelines.artifacts.base import Artifact
+from effllm.pipelines.artifacts.measured import Speeds
+from effllm.pipelines.artifacts.structural import Allocation, SupernetFiles
 from effllm.pipelines.stage import Metrics, StageContext
 from effllm.pipelines.stages.report import ReportStage
 

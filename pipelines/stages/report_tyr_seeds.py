@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from effllm.pipelines.artifacts import Artifact
+from effllm.pipelines.artifacts.base import Artifact
 from effllm.pipelines.stage import Metrics, StageContext
 from effllm.pipelines.stages.report import ReportStage
 

@@ -11,7 +11,7 @@ import math
 import pytest
 
 from effllm.modules.errors import ConfigError, GraphError
-from effllm.pipelines.artifacts import Artifact
+from effllm.pipelines.artifacts.base import Artifact
 from effllm.pipelines.commands.launch import compose, resolve
 from effllm.pipelines.engine.building import one_a_line
 from effllm.pipelines.engine.executor import build_stages

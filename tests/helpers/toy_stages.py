@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from effllm.modules.errors import NumericalError
-from effllm.pipelines.artifacts import Artifact, Predictions
+from effllm.pipelines.artifacts.base import Artifact
+from effllm.pipelines.artifacts.measured import Predictions
 from effllm.pipelines.engine import graph
 from effllm.pipelines.files import write_json, write_rows
 from effllm.pipelines.stage import Many, Stage

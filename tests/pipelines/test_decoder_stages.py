@@ -5,7 +5,8 @@ import json
 import pytest
 
 from effllm.modules.errors import ConfigError, DataError
-from effllm.pipelines.artifacts import Predictions, Prompts
+from effllm.pipelines.artifacts.data import Prompts
+from effllm.pipelines.artifacts.measured import Predictions
 from effllm.pipelines.commands.launch import compose, resolve
 from effllm.pipelines.engine.executor import build_stages
 from effllm.pipelines.engine.graph import build_graph

@@ -257,3 +257,21 @@ def test_templates_are_repeated_for_each_subject(store):
     pipeline["measure"]["each"] = ["absent*"]
     with pytest.raises(GraphError, match=r"measure\.inputs\.each: no stage matches 'absent\*'"):
         build_graph(pipeline, store)
+
+
+def test_an_edited_verifier_leaves_a_search_and_a_text_whole(monkeypatch):
+    from effllm.pipelines.engine import identity
+
+    stages = "effllm.pipelines.stages"
+    others = (
+        f"{stages}.structural.search_allocation.SearchAllocation",
+        f"{stages}.data.import_text.ImportText",
+    )
+    verifier = "effllm.modules.decoding.verifiers.fly"
+    before = [fingerprint([target]) for target in (*others, f"{verifier}.Fly")]
+    source = identity._source
+    monkeypatch.setattr(
+        identity, "_source", lambda m: ("edited", ()) if m == verifier else source(m)
+    )
+    after = [fingerprint([target]) for target in (*others, f"{verifier}.Fly")]
+    assert before[:2] == after[:2] and before[2] != after[2]

@@ -15,7 +15,8 @@ from effllm.modules.errors import (
     NumericalError,
     UnsupportedModelError,
 )
-from effllm.pipelines.artifacts import Checkpoint, Corpus, Windows
+from effllm.pipelines.artifacts.checkpoints import Checkpoint
+from effllm.pipelines.artifacts.data import Corpus, Windows
 from effllm.pipelines.commands.launch import compose, resolve
 from effllm.pipelines.engine.graph import build_graph
 from effllm.pipelines.engine.store import Store

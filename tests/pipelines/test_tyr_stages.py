@@ -12,7 +12,8 @@ import torch
 from rich.console import Console
 
 from effllm.modules.errors import ArtifactError, ConfigError, DataError
-from effllm.pipelines.artifacts import Allocation, Checkpoint, SupernetFiles
+from effllm.pipelines.artifacts.checkpoints import Checkpoint
+from effllm.pipelines.artifacts.structural import Allocation, SupernetFiles
 from effllm.pipelines.commands.launch import compose, resolve
 from effllm.pipelines.engine.display import Display
 from effllm.pipelines.engine.executor import Run

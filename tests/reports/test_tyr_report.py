@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from tyr_steps import SEARCHED
 
-from effllm.pipelines.artifacts import Allocation, Artifact, Checkpoint
+from effllm.pipelines.artifacts.base import Artifact
+from effllm.pipelines.artifacts.checkpoints import Checkpoint
+from effllm.pipelines.artifacts.structural import Allocation
 from effllm.pipelines.reports.comparison import Comparison
 from effllm.pipelines.reports.subjects import Subject
 from effllm.pipelines.reports.tyr import describe_all, searches, verdicts

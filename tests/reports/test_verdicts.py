@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from effllm.modules.evaluation.intervals import Interval
-from effllm.pipelines.artifacts import Artifact
+from effllm.pipelines.artifacts.base import Artifact
 from effllm.pipelines.reports.page import Page, Text
 from effllm.pipelines.reports.verdicts import (
     decide,

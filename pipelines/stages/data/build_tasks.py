@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from effllm.modules.errors import ConfigError
 from effllm.modules.ranges import NonEmpty, PositiveInt, Seed, Word
-from effllm.pipelines.artifacts import Corpus, Tasks
+from effllm.pipelines.artifacts.data import Corpus, Tasks
 from effllm.pipelines.files import write_json, write_rows
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from effllm.modules.errors import DataError
 from effllm.modules.ranges import PositiveInt, Seed
-from effllm.pipelines.artifacts import Checkpoint, LongPrompts
+from effllm.pipelines.artifacts.checkpoints import Checkpoint
+from effllm.pipelines.artifacts.data import LongPrompts
 from effllm.pipelines.files import write_rows
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from effllm.pipelines.artifacts import Checkpoint, write_checkpoint
+from effllm.pipelines.artifacts.checkpoints import Checkpoint, write_checkpoint
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from effllm.modules.errors import DataError
 from effllm.modules.ranges import PositiveInt, Seed
-from effllm.pipelines.artifacts import Prompts
+from effllm.pipelines.artifacts.data import Prompts
 from effllm.pipelines.files import write_rows
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 

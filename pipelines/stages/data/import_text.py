@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from effllm.modules.errors import ConfigError, DataError
 from effllm.modules.ranges import NonEmpty, Word
-from effllm.pipelines.artifacts import Artifact, Corpus
+from effllm.pipelines.artifacts.base import Artifact
+from effllm.pipelines.artifacts.data import Corpus
 from effllm.pipelines.files import write_json, write_rows
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 

@@ -4,7 +4,8 @@ from dataclasses import asdict, dataclass
 from typing import ClassVar
 
 from effllm.modules.ranges import NonEmpty, PositiveInt, Seed, Word
-from effllm.pipelines.artifacts import Checkpoint, Corpus, LongPrompts
+from effllm.pipelines.artifacts.checkpoints import Checkpoint
+from effllm.pipelines.artifacts.data import Corpus, LongPrompts
 from effllm.pipelines.files import write_rows
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import ClassVar
 
 from effllm.modules.ranges import PositiveInt, Seed, Word
-from effllm.pipelines.artifacts import Corpus, Prompts
+from effllm.pipelines.artifacts.data import Corpus, Prompts
 from effllm.pipelines.files import write_rows
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 

@@ -7,7 +7,8 @@ from annotated_types import Interval
 
 from effllm.modules.errors import ConfigError, UnsupportedModelError
 from effllm.modules.ranges import PositiveInt, Seed, Word
-from effllm.pipelines.artifacts import Checkpoint, Corpus, Windows
+from effllm.pipelines.artifacts.checkpoints import Checkpoint
+from effllm.pipelines.artifacts.data import Corpus, Windows
 from effllm.pipelines.files import write_json
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 

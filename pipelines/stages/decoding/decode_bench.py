@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from effllm.modules.errors import ConfigError
 from effllm.modules.ranges import Dtype, PositiveInt, Seed
-from effllm.pipelines.artifacts import Checkpoint, Predictions, Prompts
+from effllm.pipelines.artifacts.checkpoints import Checkpoint
+from effllm.pipelines.artifacts.data import Prompts
+from effllm.pipelines.artifacts.measured import Predictions
 from effllm.pipelines.files import write_json, write_rows
 from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
 from effllm.pipelines.stages.decoding.loading import (

@@ -5,7 +5,9 @@ from importlib.metadata import version
 from typing import ClassVar
 
 from effllm.modules.ranges import Dtype, PositiveInt
-from effllm.pipelines.artifacts import Checkpoint, Predictions, Tasks
+from effllm.pipelines.artifacts.checkpoints import Checkpoint
+from effllm.pipelines.artifacts.data import Tasks
+from effllm.pipelines.artifacts.measured import Predictions
 from effllm.pipelines.files import write_json, write_rows
 from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
 from effllm.pipelines.stages.decoding.loading import DecodingArm, DecodingModels, describe_arm

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from effllm.modules.errors import ConfigError
 from effllm.modules.ranges import NonNegativeInt, PositiveInt
-from effllm.pipelines.artifacts import Checkpoint
+from effllm.pipelines.artifacts.checkpoints import Checkpoint
 from effllm.pipelines.stage import StageContext
 
 if TYPE_CHECKING:

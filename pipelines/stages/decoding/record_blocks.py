@@ -6,7 +6,9 @@ from dataclasses import asdict, dataclass
 from typing import ClassVar
 
 from effllm.modules.ranges import Dtype, PositiveInt
-from effllm.pipelines.artifacts import Blocks, Checkpoint, Prompts
+from effllm.pipelines.artifacts.checkpoints import Checkpoint
+from effllm.pipelines.artifacts.data import Prompts
+from effllm.pipelines.artifacts.decoding import Blocks
 from effllm.pipelines.files import write_json, write_rows
 from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
 from effllm.pipelines.stages.decoding.loading import DecodingModels, ProposingArm, describe_arm

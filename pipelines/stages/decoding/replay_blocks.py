@@ -14,7 +14,7 @@ from effllm.modules.ranges import (
     PositiveFloat,
     PositiveInt,
 )
-from effllm.pipelines.artifacts import Blocks, Replay
+from effllm.pipelines.artifacts.decoding import Blocks, Replay
 from effllm.pipelines.files import write_json, write_rows
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from effllm.modules.errors import DataError
 from effllm.modules.ranges import Dtype, NonEmpty, NonNegativeInt, PositiveInt, Ratio, Seed
-from effllm.pipelines.artifacts import VOCABULARY_FILE, Checkpoint, Traces, write_checkpoint
+from effllm.pipelines.artifacts.checkpoints import VOCABULARY_FILE, Checkpoint, write_checkpoint
+from effllm.pipelines.artifacts.decoding import Traces
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 
 if TYPE_CHECKING:

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from effllm.modules.ranges import Dtype, PositiveInt, Seed, Word
-from effllm.pipelines.artifacts import Checkpoint, Corpus, Traces
+from effllm.pipelines.artifacts.checkpoints import Checkpoint
+from effllm.pipelines.artifacts.data import Corpus
+from effllm.pipelines.artifacts.decoding import Traces
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 
 if TYPE_CHECKING:

@@ -7,7 +7,10 @@ from typing import ClassVar
 
 from effllm.modules.errors import DataError
 from effllm.modules.ranges import Dtype
-from effllm.pipelines.artifacts import Checkpoint, Predictions, TeacherRecord, Windows
+from effllm.pipelines.artifacts.checkpoints import Checkpoint
+from effllm.pipelines.artifacts.data import Windows
+from effllm.pipelines.artifacts.measured import Predictions
+from effllm.pipelines.artifacts.statistics import TeacherRecord
 from effllm.pipelines.files import write_json, write_rows
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from effllm.modules.ranges import Dtype, PositiveInt
-from effllm.pipelines.artifacts import Checkpoint, Speeds, Windows
+from effllm.pipelines.artifacts.checkpoints import Checkpoint
+from effllm.pipelines.artifacts.data import Windows
+from effllm.pipelines.artifacts.measured import Speeds
 from effllm.pipelines.files import write_json, write_rows
 from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
 

@@ -6,7 +6,9 @@ from typing import ClassVar
 
 from effllm.modules.errors import NumericalError
 from effllm.modules.ranges import Dtype, PositiveInt
-from effllm.pipelines.artifacts import Checkpoint, Predictions, Windows
+from effllm.pipelines.artifacts.checkpoints import Checkpoint
+from effllm.pipelines.artifacts.data import Windows
+from effllm.pipelines.artifacts.measured import Predictions
 from effllm.pipelines.files import write_json, write_rows
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from effllm.modules.ranges import Dtype, PositiveInt
-from effllm.pipelines.artifacts import Checkpoint, TeacherRecord, Windows
+from effllm.pipelines.artifacts.checkpoints import Checkpoint
+from effllm.pipelines.artifacts.data import Windows
+from effllm.pipelines.artifacts.statistics import TeacherRecord
 from effllm.pipelines.files import write_json
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypedDict
 
 from effllm.modules.errors import ConfigError
 from effllm.modules.ranges import Dtype, NonEmpty, PositiveInt
-from effllm.pipelines.artifacts import Checkpoint, Corpus, Predictions
+from effllm.pipelines.artifacts.checkpoints import Checkpoint
+from effllm.pipelines.artifacts.data import Corpus
+from effllm.pipelines.artifacts.measured import Predictions
 from effllm.pipelines.files import write_json, write_rows
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 from effllm.pipelines.stages.kvcache.evaluate_cache import describe

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from effllm.modules.ranges import Dtype
-from effllm.pipelines.artifacts import Checkpoint, Grams, write_checkpoint
+from effllm.pipelines.artifacts.checkpoints import Checkpoint, write_checkpoint
+from effllm.pipelines.artifacts.statistics import Grams
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 from effllm.pipelines.stages.blockwise import block_name, named_layer
 

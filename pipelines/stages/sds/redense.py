@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from effllm.modules.ranges import Dtype, NonNegativeFloat, PositiveInt, Seed
-from effllm.pipelines.artifacts import Checkpoint, Grams, Windows, write_checkpoint
+from effllm.pipelines.artifacts.checkpoints import Checkpoint, write_checkpoint
+from effllm.pipelines.artifacts.data import Windows
+from effllm.pipelines.artifacts.statistics import Grams
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 from effllm.pipelines.stages.blockwise import block_name, named_layer, resume_stream, save_stream
 

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from effllm.pipelines.artifacts import Checkpoint, Predictions
+from effllm.pipelines.artifacts.checkpoints import Checkpoint
+from effllm.pipelines.artifacts.measured import Predictions
 from effllm.pipelines.files import link_or_copy
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 from effllm.pipelines.stages.sparsity.prune import GRAM_FOLDER

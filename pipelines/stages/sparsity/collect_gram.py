@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from effllm.modules.ranges import Dtype, PositiveInt
-from effllm.pipelines.artifacts import Checkpoint, Grams, Windows
+from effllm.pipelines.artifacts.checkpoints import Checkpoint
+from effllm.pipelines.artifacts.data import Windows
+from effllm.pipelines.artifacts.statistics import Grams
 from effllm.pipelines.files import write_json
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 from effllm.pipelines.stages.blockwise import block_name, resume_stream, save_stream

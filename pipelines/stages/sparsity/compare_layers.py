@@ -4,7 +4,9 @@ from dataclasses import asdict, dataclass
 from typing import ClassVar
 
 from effllm.modules.ranges import PositiveInt
-from effllm.pipelines.artifacts import Checkpoint, Grams, Predictions
+from effllm.pipelines.artifacts.checkpoints import Checkpoint
+from effllm.pipelines.artifacts.measured import Predictions
+from effllm.pipelines.artifacts.statistics import Grams
 from effllm.pipelines.files import write_json, write_rows
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 

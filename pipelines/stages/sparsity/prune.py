@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from effllm.modules.ranges import Dtype, PositiveInt
-from effllm.pipelines.artifacts import Checkpoint, Windows, write_checkpoint
+from effllm.pipelines.artifacts.checkpoints import Checkpoint, write_checkpoint
+from effllm.pipelines.artifacts.data import Windows
 from effllm.pipelines.files import write_json
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 from effllm.pipelines.stages.blockwise import block_name, resume_stream, save_stream

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from effllm.modules.errors import ArtifactError
-from effllm.pipelines.artifacts import Checkpoint, Grams
+from effllm.pipelines.artifacts.checkpoints import Checkpoint
+from effllm.pipelines.artifacts.statistics import Grams
 from effllm.pipelines.files import link_or_copy, write_json
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 from effllm.pipelines.stages.sparsity.prune import GRAM_FOLDER

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from effllm.modules.errors import ConfigError
 from effllm.modules.ranges import Dtype, NonNegativeInt, PositiveInt, Ratio, Seed, Share
-from effllm.pipelines.artifacts import Allocation, Checkpoint, SupernetFiles, Windows
+from effllm.pipelines.artifacts.checkpoints import Checkpoint
+from effllm.pipelines.artifacts.data import Windows
+from effllm.pipelines.artifacts.structural import Allocation, SupernetFiles
 from effllm.pipelines.files import write_json
 from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
 from effllm.pipelines.stages.blockwise import resume_stream, save_stream

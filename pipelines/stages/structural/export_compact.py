@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from effllm.modules.errors import ArtifactError, ConfigError
 from effllm.modules.ranges import Dtype
-from effllm.pipelines.artifacts import Allocation, Checkpoint, SupernetFiles, write_checkpoint
+from effllm.pipelines.artifacts.checkpoints import Checkpoint, write_checkpoint
+from effllm.pipelines.artifacts.structural import Allocation, SupernetFiles
 from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
 
 if TYPE_CHECKING:

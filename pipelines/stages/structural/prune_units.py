@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from effllm.modules.ranges import Dtype, PositiveInt, Ratio, Seed
-from effllm.pipelines.artifacts import Checkpoint, Windows
+from effllm.pipelines.artifacts.checkpoints import Checkpoint
+from effllm.pipelines.artifacts.data import Windows
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 from effllm.pipelines.stages.structural.export_compact import write_smaller
 

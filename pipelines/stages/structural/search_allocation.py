@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from effllm.modules.errors import DataError
 from effllm.modules.ranges import Dtype, PositiveInt, Seed
-from effllm.pipelines.artifacts import Allocation, Checkpoint, SupernetFiles, Windows
+from effllm.pipelines.artifacts.checkpoints import Checkpoint
+from effllm.pipelines.artifacts.data import Windows
+from effllm.pipelines.artifacts.structural import Allocation, SupernetFiles
 from effllm.pipelines.files import replace_synced, write_json, write_rows
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 

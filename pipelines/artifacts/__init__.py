@@ -1,0 +1,1 @@
+"""Kinds of stored results, a file for each family."""
