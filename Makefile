@@ -38,7 +38,7 @@ smoke: install   ## every paper on a tiny random model
 	  $(RUN) paper=$$paper scale=smoke logger=none; done
 
 test: install    ## all tests but the slow ones and those for GPUs
-	$(VENV)/bin/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile
+	$(VENV)/bin/python -m pytest -m "not slow and not gpu"
 
 test-all: install  ## the slow tests too
 	$(VENV)/bin/python -m pytest -m "not gpu"
