@@ -1,5 +1,6 @@
 """Whatever goes wrong is one line on standard error, and exit code 1."""
 
+import logging
 import os
 import signal
 import stat
@@ -26,6 +27,7 @@ def failing(error):
 
 
 def test_an_error_nobody_foresaw_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(logging.getLogger("effllm"), "handlers", [])  # no run before has a log
     monkeypatch.setitem(inspect_store.VERBS, "ls", failing(RuntimeError("first\nsecond")))
     assert main(["ls"]) == 1
     (line,) = capsys.readouterr().err.splitlines()

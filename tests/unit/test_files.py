@@ -39,7 +39,9 @@ def test_json_lines_are_json_lines_whatever_the_file_is_called(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["a.txt", "a.raw", "rows", "a.gz", "a.jsonl.txt"])
 def test_what_looks_like_json_is_not_taken_for_text_without_a_word(tmp_path, name):
-    path = write(tmp_path / name, gzip.compress(LINES.encode(), mtime=0) if ".gz" in name else LINES)
+    path = write(
+        tmp_path / name, gzip.compress(LINES.encode(), mtime=0) if ".gz" in name else LINES
+    )
     with pytest.raises(DataError, match=r"looks like JSON; .*format=text\|json_lines"):
         texts(path)
     assert texts(path, format="json_lines") == ROWS
