@@ -154,7 +154,7 @@ def signals(folder):
         here = folder / str(attempt)
         here.mkdir()
         signum = draws.choice([signal.SIGTERM, signal.SIGINT])
-        place = draws.randrange(1, 2500)
+        place = draws.randrange(1, 2000)
 
         def interrupted(here=here, signum=signum, place=place):
             at_line(place, lambda: signal.raise_signal(signum))
