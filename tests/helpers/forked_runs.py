@@ -154,7 +154,7 @@ def signals(folder):
         here = folder / str(attempt)
         here.mkdir()
         signum = draws.choice([signal.SIGTERM, signal.SIGINT])
-        place = draws.randrange(1, 2000)
+        place = draws.randrange(20, 2800)  # after `listening` began, before the run ends
 
         def interrupted(here=here, signum=signum, place=place):
             at_line(place, lambda: signal.raise_signal(signum))
