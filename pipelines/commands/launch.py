@@ -170,15 +170,35 @@ def _check_sections(sections: Mapping[str, Any]) -> None:
     ]
     if not 0 <= sections["seed"] < 2**63:
         problems.append(f"seed: expected 0 <= seed < 2**63, found {sections['seed']}")
-    file = Path(CONF_DIR, "scale", f"{sections['scale']}.yaml")
-    known = yaml.safe_load(file.read_text(encoding="utf-8"))["budget"] if file.is_file() else ()
+    known = _known_budgets(sections["scale"])
     problems += [
         f"budget.{key}: no stage has such a budget{suggestion(key, known)}"
-        for key in sections["budget"]
+        for key in _flat(sections["budget"])
         if known and key not in known
     ]
     if problems:
         raise ConfigError(one_a_line(problems))
+
+
+def _known_budgets(scale: str) -> list[str]:
+    """Budgets that the files of a scale give; none for a scale of the user's own."""
+    common = Path(CONF_DIR, "scale", f"{scale}.yaml")
+    if not common.is_file():
+        return []
+    known = list(yaml.safe_load(common.read_text(encoding="utf-8"))["budget"])
+    for file in Path(CONF_DIR, "budget").glob(f"*/{scale}.yaml"):
+        keys = yaml.safe_load(file.read_text(encoding="utf-8"))
+        known += [f"{file.parent.name}.{key}" for key in keys]
+    return known
+
+
+def _flat(budget: Mapping[str, Any]) -> list[str]:
+    """Names of budgets, those of a family with its name before a dot."""
+    return [
+        name
+        for key, value in budget.items()
+        for name in ([f"{key}.{inner}" for inner in value] if isinstance(value, dict) else [key])
+    ]
 
 
 def differences(config: DictConfig, overrides: Sequence[str]) -> list[str]:
