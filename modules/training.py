@@ -1,5 +1,6 @@
 """Training with Lightning: a checkpoint after every epoch, and going on from the last one."""
 
+import csv
 import logging
 import os
 import warnings
@@ -10,7 +11,7 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from effllm.modules.errors import ConfigError
 
@@ -36,10 +37,12 @@ def fit(
     epochs: int,
     device: str,
     tensors: list[Tensor] | None = None,
+    batches: IterableDataset[Any] | None = None,
     batch_size: int = 1,
     seed: int = 0,
     precision: Literal["32-true", "bf16-mixed"] = "32-true",
     progress: Callable[[int, int], None] | None = None,
+    curve: Path | None = None,
 ) -> None:
     """Train to `epochs`, with a checkpoint after each in `folder`, going on from the last one.
 
@@ -50,10 +53,14 @@ def fit(
         device: torch device string.
         tensors: in memory, equal in their first dimension; a batch is a list of their rows. None
             where the module reads no data: an epoch is then one step.
+        batches: instead of tensors: makes whole batches while training goes on, each from the
+            weights of that moment. It must know its length, or Lightning would fetch one ahead.
         batch_size: rows per step.
         seed: of the shuffling; each epoch has its own order, the same after a resume.
         precision: of the passes; weights stay float32.
         progress: called with steps done and in all.
+        curve: a CSV file for all that the module logs, step by step, with learning rate and norm of
+            the gradient; a resumed training ends with the same file as an uninterrupted one.
 
     Raises:
         KeyboardInterrupt: when interrupted; Lightning would exit with another code.
@@ -61,18 +68,23 @@ def fit(
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # Lightning sets it on import
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / CHECKPOINT
-    if tensors is None:
-        loader: DataLoader[Any] = DataLoader(_OneStep())
+    if batches is not None:
+        loader: DataLoader[Any] = DataLoader(batches, batch_size=None)
+    elif tensors is None:
+        loader = DataLoader(_OneStep())
     else:
-        batches = _EpochBatches(len(tensors[0]), batch_size, module, seed)
-        loader = DataLoader(_Rows(tensors), batch_sampler=batches, collate_fn=_unchanged)
+        order = _EpochBatches(len(tensors[0]), batch_size, module, seed)
+        loader = DataLoader(_Rows(tensors), batch_sampler=order, collate_fn=_unchanged)
+    callbacks: list[L.Callback] = [_SaveEveryEpoch(checkpoint), _ReportSteps(progress)]
+    if curve is not None:
+        callbacks.append(_Curve(curve))
     trainer = L.Trainer(
         max_epochs=epochs,
         accelerator="gpu" if device.startswith("cuda") else "cpu",
         devices=[int(device.partition(":")[2] or 0)] if device.startswith("cuda") else 1,
         logger=False,
         precision=precision,
-        callbacks=[_SaveEveryEpoch(checkpoint), _ReportSteps(progress)],
+        callbacks=callbacks,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -85,6 +97,7 @@ def fit(
         # True by design: a Gram solver has no optimiser, and the data are in memory already.
         warnings.filterwarnings("ignore", message=".*this fit will run with no optimizer")
         warnings.filterwarnings("ignore", message=".*does not have many workers")
+        warnings.filterwarnings("ignore", message=".*`IterableDataset` has `__len__` defined")
         try:
             trainer.fit(module, loader, **resume)
         except SystemExit as error:
@@ -114,6 +127,47 @@ class _ReportSteps(L.Callback):
     ) -> None:
         if self.progress is not None:
             self.progress(trainer.global_step, int(trainer.estimated_stepping_batches))
+
+
+class _Curve(L.Callback):
+    """Rows of step, name and value; those after the checkpoint that is gone on from are dropped."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.norm: float | None = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        kept: list[list[str]] = []
+        if self.path.is_file():
+            with self.path.open(newline="") as file:
+                rows = list(csv.reader(file))
+            kept = [row for row in rows[1:] if len(row) == 3 and int(row[0]) <= trainer.global_step]
+        with self.path.open("w", newline="") as file:
+            csv.writer(file).writerows([["step", "name", "value"], *kept])
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        gradients = [
+            parameter.grad
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None
+        ]
+        self.norm = float(torch.nn.utils.get_total_norm(gradients))
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any
+    ) -> None:
+        values = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        if trainer.optimizers:
+            values["learning_rate"] = trainer.optimizers[0].param_groups[0]["lr"]
+        if self.norm is not None:
+            values["gradient_norm"] = self.norm
+        with self.path.open("a", newline="") as file:
+            csv.writer(file).writerows(
+                [trainer.global_step, name, repr(value)] for name, value in values.items()
+            )
 
 
 class _Rows(Dataset[list[Tensor]]):
