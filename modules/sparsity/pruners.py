@@ -44,6 +44,13 @@ class Pruner(Protocol):
         """Prune a (R, C) weight under `pattern`."""
 
 
+class ScoringPruner(Pruner, Protocol):
+    """A pruner that keeps the highest of its scores and changes no weight."""
+
+    def score(self, weight: Tensor, energy: Tensor | None) -> Tensor:
+        """(R, C) float32 from a weight and the (C,) mean squared inputs; larger is kept."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Magnitude:
     """Remove the smallest absolute weights of the matrix; change nothing else."""
@@ -52,12 +59,15 @@ class Magnitude:
     scope: ClassVar[Scope] = "matrix"
     statistic: ClassVar[Callable[..., Statistic] | None] = None
 
+    def score(self, weight: Tensor, energy: Tensor | None) -> Tensor:
+        """|W|; `energy` is not used."""
+        del energy
+        return weight.to(torch.float32).abs()
+
     def prune(self, weight: Tensor, statistic: Tensor | None, pattern: Pattern) -> Pruned:
         """Score |W|; `statistic` is not used."""
-        del statistic
-        weight = weight.to(torch.float32)
-        mask = pattern.mask(weight.abs(), scope=self.scope)
-        return Pruned(weight * mask, mask)
+        mask = pattern.mask(self.score(weight, statistic), scope=self.scope)
+        return Pruned(weight.to(torch.float32) * mask, mask)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,12 +81,15 @@ class Wanda:
     scope: ClassVar[Scope] = "row"
     statistic: ClassVar[Callable[..., Statistic] | None] = Energy
 
+    def score(self, weight: Tensor, energy: Tensor | None) -> Tensor:
+        """|W| * sqrt(energy)."""
+        assert energy is not None
+        return weight.to(torch.float32).abs() * energy.sqrt()
+
     def prune(self, weight: Tensor, statistic: Tensor | None, pattern: Pattern) -> Pruned:
         """Score |W| * sqrt(energy); `statistic` is the (C,) input energy."""
-        assert statistic is not None
-        weight = weight.to(torch.float32)
-        mask = pattern.mask(weight.abs() * statistic.sqrt(), scope=self.scope)
-        return Pruned(weight * mask, mask)
+        mask = pattern.mask(self.score(weight, statistic), scope=self.scope)
+        return Pruned(weight.to(torch.float32) * mask, mask)
 
 
 @dataclass(frozen=True, kw_only=True)

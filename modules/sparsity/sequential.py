@@ -4,7 +4,8 @@ Each block is measured with its still dense weights but on inputs that come from
 pruned blocks before it, so later blocks can make up for what earlier ones lost.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from effllm.modules.calibration.stream import BlockStream
 from effllm.modules.errors import ConfigError, NumericalError
 from effllm.modules.modeling.blocks import prunable_layers
 from effllm.modules.sparsity.patterns import Pattern
-from effllm.modules.sparsity.pruners import Pruner
+from effllm.modules.sparsity.pruners import Pruned, Pruner
 
 
 @dataclass
@@ -43,6 +44,7 @@ def prune_block(
     *,
     true_sequential: bool = False,
     keep_gram: bool = False,
+    orders: Mapping[str, Tensor] | None = None,
 ) -> BlockRecord:
     """Prune the current block of `stream` in place and move on to the next.
 
@@ -54,6 +56,8 @@ def prune_block(
             (q/k/v, then o, then gate/up, then down), at one block pass per group.
         keep_gram: also gather the Gram matrices of the pruned block, in the pass that sends the
             hidden states through it anyway.
+        orders: (C,) per layer name, equal where inputs are: the pattern's groups, and the sweep of
+            pruners that repair, run along this order of channels. None: as they are.
 
     Raises:
         NumericalError: names the block and layer.
@@ -71,7 +75,8 @@ def prune_block(
             statistic = statistics.get(names[0])
             originals = [layers[name].read().clone() for name in names]
             try:
-                pruned = pruner.prune(torch.cat(originals), statistic, pattern)
+                order = None if orders is None else orders[names[0]].to(originals[0].device)
+                pruned = _along(order, pruner, torch.cat(originals), statistic, pattern)
             except NumericalError as error:
                 raise NumericalError(f"block {stream.index}, layer {names[0]}: {error}") from error
             record.damping = max(record.damping, pruned.damping)
@@ -89,6 +94,23 @@ def prune_block(
     else:
         stream.advance()
     return record
+
+
+def _along(
+    order: Tensor | None,
+    pruner: Pruner,
+    weight: Tensor,
+    statistic: Tensor | None,
+    pattern: Pattern,
+) -> Pruned:
+    """Prune with the channels in another order; the result has them as they were."""
+    if order is None:
+        return pruner.prune(weight, statistic, pattern)
+    if statistic is not None:
+        statistic = statistic[order] if statistic.dim() == 1 else statistic[order][:, order]
+    pruned = pruner.prune(weight[:, order], statistic, pattern)
+    back = order.argsort()
+    return replace(pruned, weight=pruned.weight[:, back], mask=pruned.mask[:, back])
 
 
 def _stacks(groups: list[list[str]], pruner: Pruner, pattern: Pattern) -> list[list[str]]:

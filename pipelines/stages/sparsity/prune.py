@@ -1,7 +1,7 @@
 """One-shot pruning of every linear layer in the decoder blocks, block by block."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from effllm.modules.ranges import Dtype, PositiveInt
 from effllm.pipelines.artifacts.checkpoints import Checkpoint, write_checkpoint
@@ -11,6 +11,8 @@ from effllm.pipelines.stage import Metrics, Stage, StageContext
 from effllm.pipelines.stages.blockwise import block_name, resume_stream, save_stream
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from effllm.modules.sparsity.patterns import Pattern
     from effllm.modules.sparsity.pruners import Pruner
 
@@ -61,6 +63,7 @@ class Prune(Stage):
         model = checkpoint.load_model(self.dtype, ctx.device)
         check_pattern(model, self.pattern)
         windows = ctx.input("windows", Windows).token_ids()
+        orders = self._orders(ctx)
         stream = BlockStream(model, windows, self.micro_batch_size)
         for index in range(resume_stream(ctx, stream), len(stream.blocks)):
             layers = {layer.name: layer for layer in stream.layers()}
@@ -71,6 +74,7 @@ class Prune(Stage):
                 self.pattern,
                 true_sequential=self.true_sequential,
                 keep_gram=self.keep_gram,
+                orders=orders and {name: orders[f"{index}.{name}"] for name in layers},
             )
             weights = {f"weight/{name}": layer.read().cpu() for name, layer in layers.items()}
             block_masks = {f"mask/{name}": mask.cpu() for name, mask in record.masks.items()}
@@ -112,6 +116,7 @@ class Prune(Stage):
             "pruner": self.pruner.name,
             "pattern": self.pattern.name,
             "true_sequential": self.true_sequential,
+            **self._more_history(ctx),
         }
         tokenizer = checkpoint.load_tokenizer()
         write_checkpoint(ctx.workdir, model, tokenizer, [*checkpoint.history, step], masks)
@@ -124,3 +129,11 @@ class Prune(Stage):
             "layer_error": sum(errors.values()) / len(errors) if errors else None,
             "blocks_with_raised_damping": len(raised),
         }
+
+    def _orders(self, ctx: StageContext) -> "dict[str, Tensor] | None":
+        """Order of the channels of each layer; None: as they are."""
+        return None
+
+    def _more_history(self, ctx: StageContext) -> dict[str, Any]:
+        """What else was done to the model."""
+        return {}

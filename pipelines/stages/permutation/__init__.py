@@ -1,0 +1,1 @@
+"""Stages that search, learn, fold and use orders of channels."""
