@@ -79,7 +79,7 @@ def prune_hard(
     """
     if mode == "ste_mask":
         return _through_scores(weight, score, plan, inner, first, pattern)
-    return _Hard.apply(weight, score, plan, inner, first, pattern, mode)  # type: ignore[no-any-return]
+    return _Hard.apply(weight, score, plan, inner, first, pattern, mode)
 
 
 def _through_scores(

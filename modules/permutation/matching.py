@@ -44,7 +44,7 @@ def sinkhorn(costs: Tensor, temperature: float, *, iterations: int = _ITERATIONS
     Source: arXiv 2601.22980, equations 3 to 5; implicit gradient after Luise et al. (2018).
     Deviates: the paper gives no number of iterations.
     """
-    return _Sinkhorn.apply(costs, temperature, iterations)  # type: ignore[no-any-return]
+    return _Sinkhorn.apply(costs, temperature, iterations)
 
 
 class _Sinkhorn(torch.autograd.Function):

@@ -166,17 +166,23 @@ def _order_residual(model: PreTrainedModel, order: Tensor) -> None:
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     tables = {id(one.weight): one.weight for one in (embedding, head) if one is not None}
     for table in tables.values():
+        assert isinstance(table, Tensor)
         table.copy_(table[:, order])
     for name, module in model.named_modules():
         if "norm" in name.rpartition(".")[2] and not name.endswith(("q_norm", "k_norm")):
-            module.weight.copy_(module.weight[order])
+            _reorder(module.weight, order)
 
 
 def _order_rows(module: nn.Module, order: Tensor) -> None:
     """Outputs of a linear layer, with their bias."""
-    module.weight.copy_(module.weight[order])
+    _reorder(module.weight, order)
     if module.bias is not None:
-        module.bias.copy_(module.bias[order])
+        _reorder(module.bias, order)
+
+
+def _reorder(rows: object, order: Tensor) -> None:
+    assert isinstance(rows, Tensor)
+    rows.copy_(rows[order])
 
 
 def _require_llama_like(model: PreTrainedModel, layers: Mapping[str, object]) -> None:

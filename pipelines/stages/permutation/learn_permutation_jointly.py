@@ -1,0 +1,130 @@
+"""Learn the orders of all sites together, through the whole model: the paper's way, and PermLLM's."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from effllm.modules.ranges import NonNegativeFloat, PositiveInt, Seed
+from effllm.pipelines.artifacts.checkpoints import Checkpoint
+from effllm.pipelines.artifacts.data import Windows
+from effllm.pipelines.artifacts.permutation import Permutation
+from effllm.pipelines.artifacts.statistics import Grams
+from effllm.pipelines.stage import Metrics, Stage, StageContext
+from effllm.pipelines.stages.permutation.problems import SiteProblems, described
+
+if TYPE_CHECKING:
+    from effllm.modules.permutation.learning import Matching, OptimizerFactory
+    from effllm.modules.sparsity.patterns import Grouped
+    from effllm.modules.sparsity.pruners import ScoringPruner
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnPermutationJointly(Stage):
+    """Cost matrices of every site trained on the model's own loss, from the identity.
+
+    Args:
+        matching: how costs become orders.
+        loss: next_token (the paper) or hidden_state (PermLLM).
+        distillation: weight of the layers' output errors; the paper's alpha.
+        optimizer: factory of the optimiser.
+        epochs: passes over the calibration windows.
+        batch_windows: windows per step.
+        window_tokens: tokens of each window that are used, from its start.
+        pruner: whose scores decide the masks, on the dense model's calibration inputs.
+        pattern: N:M.
+        seed: of the shuffling and the first costs.
+    """
+
+    INPUTS: ClassVar = {
+        "model": Checkpoint,
+        "windows": Windows,
+        "gram": Grams,
+        "heldout_gram": Grams,
+    }
+    OUTPUT: ClassVar = Permutation
+
+    matching: "Matching"
+    loss: Literal["next_token", "hidden_state"]
+    distillation: NonNegativeFloat
+    optimizer: "OptimizerFactory"
+    epochs: PositiveInt
+    batch_windows: PositiveInt
+    window_tokens: PositiveInt
+    pruner: "ScoringPruner"
+    pattern: "Grouped"
+    seed: Seed
+
+    def __post_init__(self) -> None:
+        from effllm.modules.training import require_optimizer
+
+        require_optimizer(self.optimizer)
+
+    def run(self, ctx: StageContext) -> Metrics:
+        """Goes on at the epoch that was interrupted."""
+        import torch
+
+        from effllm.modules.permutation.learning import LearnableOrder, ModelLearning
+        from effllm.modules.training import fit
+
+        model = ctx.input("model", Checkpoint).load_model("float32", ctx.device)
+        problems = SiteProblems(
+            model,
+            ctx.input("gram", Grams),
+            ctx.input("heldout_gram", Grams),
+            self.pruner,
+            self.pattern,
+            "gather",
+        )
+        windows = ctx.input("windows", Windows).token_ids()[:, : self.window_tokens]
+        steps = self.epochs * -(-len(windows) // self.batch_windows)
+        blocks = {
+            site.name: self.matching.blocks(site.columns, self.pattern, site.name)
+            for site in problems.sites
+        }
+        orders = [
+            LearnableOrder(
+                torch.arange(site.columns),
+                blocks[site.name],
+                self.matching.noise,
+                ctx.generator(site.name),
+            )
+            for site in problems.sites
+        ]
+        module = ModelLearning(
+            model,
+            problems.sites,
+            [problems.problem(site) for site in problems.sites],
+            orders,
+            self.matching,
+            self.loss,
+            self.distillation,
+            self.optimizer,
+            steps,
+        )
+        fit(
+            module,
+            ctx.progress_dir / "checkpoints",
+            epochs=self.epochs,
+            device=ctx.device,
+            tensors=[windows],
+            batch_size=self.batch_windows,
+            seed=self.seed,
+            progress=lambda done, total: ctx.progress(done, total, "step"),
+            curve=ctx.workdir / "curve.csv",
+        )
+        found = {
+            site.name: order.hardened(self.pattern)
+            for site, order in zip(problems.sites, orders, strict=True)
+        }
+        about = {
+            "level": "gather",
+            "pattern": self.pattern.name,
+            "pruner": self.pruner.name,
+            "search": {"kind": "Unchanged"},
+            "learning": {
+                "matching": described(self.matching),
+                "steps": steps,
+                "objective": self.loss,
+            },
+        }
+        trained = sum(count * size**2 for count, size in blocks.values())
+        return {**problems.publish(ctx, found, about), "trained_numbers": trained}

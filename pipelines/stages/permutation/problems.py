@@ -1,0 +1,136 @@
+"""Sites of a model with their weights, scores and Gram matrices, one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from effllm.modules.errors import ConfigError
+from effllm.pipelines.artifacts.permutation import Permutation
+from effllm.pipelines.stage import StageContext
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from effllm.modules.permutation.problem import Problem
+    from effllm.modules.permutation.sites import Site
+    from effllm.modules.sparsity.patterns import Grouped
+    from effllm.modules.sparsity.pruners import ScoringPruner
+    from effllm.pipelines.artifacts.statistics import Grams
+
+
+class SiteProblems:
+    """What each site of a model has to decide on.
+
+    Args:
+        model: the dense model, float32.
+        grams: of its activations on calibration text.
+        heldout: of those on held-out text.
+        pruner: scores the weights on the dense model's calibration inputs.
+        pattern: N:M.
+        level: gather or free.
+
+    Raises:
+        ConfigError: if the pattern's groups do not divide the channels of a site.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        grams: Grams,
+        heldout: Grams,
+        pruner: ScoringPruner,
+        pattern: Grouped,
+        level: Literal["gather", "free"],
+    ) -> None:
+        from effllm.modules.modeling.blocks import prunable_layers
+        from effllm.modules.permutation.sites import free_sites, gather_sites
+
+        self.layers = prunable_layers(model)
+        self.widths = {name: layer.columns for name, layer in self.layers.items()}
+        self.grams, self.heldout, self.pruner, self.pattern = grams, heldout, pruner, pattern
+        self.sites = (
+            free_sites(model)
+            if level == "free"
+            else gather_sites(grams.read_json("groups.json"), self.widths)
+        )
+        for site in self.sites:
+            if site.columns % pattern.group:
+                raise ConfigError(
+                    f"site {site.name}: {site.columns} channels do not divide into groups of "
+                    f"{pattern.group}; take another pattern"
+                )
+        self._read: dict[str, tuple[int, dict[str, Tensor]]] = {}  # the block read last, by label
+
+    def problem(self, site: Site) -> Problem:
+        """Weights, scores and calibration statistics of a site, a part per member and copy."""
+        from effllm.modules.permutation.problem import Part, Problem
+
+        parts = []
+        for member in site.members:
+            weight = self.layers[member.layer].read().float()
+            gram = self._gram(self.grams, member.layer)
+            score = self.pruner.score(weight, gram.diagonal())
+            parts += [
+                Part(weight[:, columns], score[:, columns], gram[columns][:, columns])
+                for columns in member.columns
+            ]
+        return Problem(parts, self.pattern)
+
+    def heldout_grams(self, site: Site) -> list[Tensor]:
+        """(n, n) of the held-out text, one per part of the site's problem."""
+        return [
+            self._gram(self.heldout, member.layer)[columns][:, columns]
+            for member in site.members
+            for columns in member.columns
+        ]
+
+    def row(self, site: Site, order: Tensor) -> dict[str, Any]:
+        """What an order is worth at a site."""
+        import torch
+
+        problem, heldout = self.problem(site), self.heldout_grams(site)
+        identity = torch.arange(site.columns)
+        return {
+            "site": site.name,
+            "columns": site.columns,
+            "efficacy": problem.efficacy(order),
+            "error": problem.error(order),
+            "identity_error": problem.error(identity),
+            "heldout_error": problem.error(order, heldout),
+            "identity_heldout_error": problem.error(identity, heldout),
+        }
+
+    def publish(
+        self, ctx: StageContext, orders: Mapping[str, Tensor], about: Mapping[str, Any]
+    ) -> dict[str, float | int]:
+        """Write the permutation; means over sites."""
+        from effllm.modules.permutation.orders import require_order
+        from effllm.modules.permutation.sites import layer_orders
+
+        rows = []
+        for site in self.sites:
+            require_order(orders[site.name], site.columns, f"site {site.name}")
+            rows.append(self.row(site, orders[site.name]))
+        layers = layer_orders(self.sites, orders, self.widths)
+        Permutation.write(ctx.workdir, orders, layers, rows, about)
+        names = ("efficacy", "error", "heldout_error")
+        means = {f"mean_{name}": sum(row[name] for row in rows) / len(rows) for name in names}
+        return {"sites": len(rows), **means}
+
+    def _gram(self, grams: Grams, layer: str) -> Tensor:
+        index, _, name = layer.partition(".")
+        held = self._read.get(grams.label)
+        if held is None or held[0] != int(index):
+            held = self._read[grams.label] = int(index), grams.block(int(index))
+        return held[1][name]
+
+
+def described(part: object) -> Any:
+    """Class names and fields of nested dataclasses, for the history of a model."""
+    if not is_dataclass(part) or isinstance(part, type):
+        return part
+    fields = {name: described(getattr(part, name)) for name in asdict(part)}
+    return {"kind": type(part).__name__, **fields}
