@@ -58,6 +58,7 @@ def prune_hard(
     first: Tensor,
     pattern: Grouped,
     mode: Mode,
+    curvature: Tensor | None = None,
 ) -> Tensor:
     """W * (mask under the hard order); the gradient goes to the plan as `mode` says.
 
@@ -71,6 +72,9 @@ def prune_hard(
         mode: `ste_value` (mask held fixed), `ste_mask` (PermLLM: a softmax of the scores of each
             group stands for the mask) or `counterfactual` (ours: the exact first-order effect of a
             channel in a slot, with the group decided anew).
+        curvature: (n,) second derivative of the loss in the weights of each channel, where it is
+            known. An entry's own share in the gradient, which speaks for the mask as it is, is
+            then taken out: without it hardly any move looks worth its while.
 
     Returns:
         (R, n), original order.
@@ -79,7 +83,7 @@ def prune_hard(
     """
     if mode == "ste_mask":
         return _through_scores(weight, score, plan, inner, first, pattern)
-    return _Hard.apply(weight, score, plan, inner, first, pattern, mode)
+    return _Hard.apply(weight, score, plan, inner, first, pattern, mode, curvature)
 
 
 def _through_scores(
@@ -112,10 +116,11 @@ class _Hard(torch.autograd.Function):
         first: Tensor,
         pattern: Grouped,
         mode: Mode,
+        curvature: Tensor | None,
     ) -> Tensor:
         mask = ordered_mask(score, refine(first, inner), pattern)
         ctx.save_for_backward(weight, score, mask, inner, first)
-        ctx.pattern, ctx.mode = pattern, mode
+        ctx.pattern, ctx.mode, ctx.curvature = pattern, mode, curvature
         return weight * mask
 
     @staticmethod
@@ -133,7 +138,10 @@ class _Hard(torch.autograd.Function):
                 "rgi,rgj->gij", values, grads[0][:, order].reshape(shape) * kept_mask
             ) + torch.einsum("rgi,rgj->gij", change, kept)
         else:
-            worth = grads[0] * weight  # what the loss gains when an entry is kept, to first order
+            worth = grads[0] * weight  # what keeping an entry adds to the loss, to first order
+            if ctx.curvature is not None:
+                own = 0.5 * ctx.curvature * weight.square()
+                worth += torch.where(mask, -own, own)
             ordered_score, ordered_worth = score[:, order], worth[:, order]
             threshold, rival = rivals(ordered_score, ctx.pattern)
             held = ordered_worth.gather(1, rival)
@@ -145,7 +153,7 @@ class _Hard(torch.autograd.Function):
             to_plan = torch.stack(by_block)
             own = inner.reshape(blocks, size // ctx.pattern.group, ctx.pattern.group)
             _same_inside_a_group(to_plan, own)
-        return None, None, to_plan, None, None, None, None
+        return None, None, to_plan, None, None, None, None, None
 
 
 def _same_inside_a_group(gains: Tensor, members: Tensor) -> None:

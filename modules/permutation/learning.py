@@ -19,7 +19,7 @@ from effllm.modules.errors import ConfigError
 from effllm.modules.modeling.blocks import prunable_layers
 from effllm.modules.permutation.gradients import Mode, prune_hard, prune_soft, refine
 from effllm.modules.permutation.matching import assign, normalised, sinkhorn
-from effllm.modules.permutation.orders import canonical
+from effllm.modules.permutation.orders import canonical, ordered_mask
 from effllm.modules.permutation.problem import Part, Problem
 from effllm.modules.permutation.sites import Site
 from effllm.modules.ranges import NonNegativeFloat, PositiveFloat, PositiveInt
@@ -95,9 +95,23 @@ class LearnableOrder(nn.Module):
         self.register_buffer("first", first.clone())
 
     def prune(
-        self, parts: Sequence[Part], pattern: Grouped, mode: Mode, temperature: float
+        self,
+        parts: Sequence[Part],
+        pattern: Grouped,
+        mode: Mode,
+        temperature: float,
+        *,
+        curvature: float | None = None,
     ) -> list[Tensor]:
-        """(R, n) pruned weight of each part, differentiable in the costs."""
+        """(R, n) pruned weight of each part, differentiable in the costs.
+
+        Args:
+            parts: what reads the channels.
+            pattern: N:M.
+            mode: see `gradients`.
+            temperature: of Sinkhorn.
+            curvature: second derivative of the loss, in units of the Gram matrices' diagonals.
+        """
         costs = normalised(self.costs)
         plan = sinkhorn(costs, temperature)
         if mode == "soft":
@@ -106,7 +120,16 @@ class LearnableOrder(nn.Module):
             ]
         inner = assign(costs.detach())
         return [
-            prune_hard(part.weight, part.score, plan, inner, self.first, pattern, mode)
+            prune_hard(
+                part.weight,
+                part.score,
+                plan,
+                inner,
+                self.first,
+                pattern,
+                mode,
+                None if curvature is None else curvature * part.gram.diagonal(),
+            )
             for part in parts
         ]
 
@@ -158,7 +181,9 @@ class LayerLearning(L.LightningModule):
         """Relative output error of the present order."""
         matching, parts = self.matching, self.problem.parts
         temperature = matching.temperature(self.global_step / max(self.steps - 1, 1))
-        pruned = self.order.prune(parts, self.problem.pattern, matching.mode, temperature)
+        pruned = self.order.prune(
+            parts, self.problem.pattern, matching.mode, temperature, curvature=2 / self.output
+        )
         loss = sum(
             ((one - part.weight) @ part.gram * (one - part.weight)).sum()
             for part, one in zip(parts, pruned, strict=True)
@@ -201,6 +226,9 @@ class ModelLearning(L.LightningModule):
         distillation: weight of the layers' output errors, the paper's alpha.
         optimizer: factory of the optimiser.
         steps: of the training.
+        check_every: steps between looks at the loss of the hardened orders on `heldout`, of which
+            the best are kept, the first ones among them; 0: the last ones are taken.
+        heldout: batches of (b, T) token ids.
 
     Source: arXiv 2601.22980, equations 6 to 8; PermLLM (NeurIPS 2025).
     Deviates: distillation is the mean squared error of every linear layer on the dense model's
@@ -219,8 +247,13 @@ class ModelLearning(L.LightningModule):
         distillation: float,
         optimizer: OptimizerFactory,
         steps: int,
+        check_every: int = 0,
+        heldout: Sequence[Tensor] = (),
     ) -> None:
         super().__init__()
+        self.check_every, self.heldout = check_every, list(heldout)
+        self.best_loss: float | None = None
+        self.best_orders: list[Tensor] = []
         self.orders = nn.ModuleList(orders)
         self.held = [model.eval().requires_grad_(False)]  # in a list: not part of this module
         self.sites, self.problems = list(sites), list(problems)
@@ -254,6 +287,51 @@ class ModelLearning(L.LightningModule):
         loss = self.model_loss(tokens, weights) + self.distillation * errors
         self.log("loss", loss)
         return loss
+
+    def on_train_start(self) -> None:
+        """The orders that learning starts from are the first to be looked at."""
+        if self.check_every and self.best_loss is None:
+            self._look()
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, index: int) -> None:
+        """Keep the orders with the least held-out loss."""
+        if self.check_every and (
+            self.global_step % self.check_every == 0 or self.global_step == self.steps
+        ):
+            self.log("heldout_loss", self._look())
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The best orders go with the weights."""
+        checkpoint["best_loss"], checkpoint["best_orders"] = self.best_loss, self.best_orders
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """As saved."""
+        self.best_loss, self.best_orders = checkpoint["best_loss"], checkpoint["best_orders"]
+
+    def chosen_orders(self) -> list[Tensor]:
+        """(n,) canonical order of each site: the best on held-out text, or the last."""
+        return self.best_orders if self.check_every else self._hardened()
+
+    @torch.no_grad()
+    def _look(self) -> float:
+        found = self._hardened()
+        weights = {}
+        for site, problem, order in zip(self.sites, self.problems, found, strict=True):
+            for member, part in zip(site.members, problem.parts, strict=True):
+                mask = ordered_mask(part.score, order, problem.pattern)
+                weights[member.layer] = part.weight * mask
+        losses = [float(self.model_loss(tokens, weights)) for tokens in self.heldout]
+        loss = sum(losses) / len(losses)
+        if self.best_loss is None or loss < self.best_loss:
+            self.best_loss, self.best_orders = loss, found
+        return loss
+
+    def _hardened(self) -> list[Tensor]:
+        return [
+            order.hardened(problem.pattern)
+            for problem, order in zip(self.problems, self.orders, strict=True)
+            if isinstance(order, LearnableOrder)
+        ]
 
     def model_loss(self, tokens: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
         """What the model with other weights loses on (b, T) token ids."""

@@ -54,7 +54,7 @@ class FoldPermutation(Stage):
         if not off <= self.tolerance:
             raise NumericalError(
                 f"{ctx.instance}: the folded model's logits differ by {off:.1e} of the largest, "
-                f"expected {self.tolerance:.0e}; this family is not folded rightly, use level=gather"
+                f"expected {self.tolerance:.0e}; this family does not fold, use level=gather"
             )
         step = {"stage": "fold_permutation", "permutation": permutation.about}
         write_checkpoint(

@@ -3,13 +3,12 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from effllm.modules.errors import ConfigError
 from effllm.modules.ranges import PositiveInt
 from effllm.pipelines.artifacts.checkpoints import Checkpoint
 from effllm.pipelines.artifacts.permutation import Permutation
 from effllm.pipelines.artifacts.statistics import Grams
 from effllm.pipelines.stage import Metrics, Stage, StageContext
-from effllm.pipelines.stages.permutation.problems import SiteProblems, described
+from effllm.pipelines.stages.permutation.problems import SiteProblems, described, require_equal
 
 if TYPE_CHECKING:
     from effllm.modules.permutation.learning import Matching, OptimizerFactory
@@ -60,16 +59,7 @@ class LearnPermutation(Stage):
         from effllm.modules.training import fit
 
         start = ctx.input("start", Permutation)
-        for name, mine in (
-            ("pattern", self.pattern.name),
-            ("pruner", self.pruner.name),
-            ("level", self.level),
-        ):
-            if start.about[name] != mine:
-                raise ConfigError(
-                    f"{ctx.instance}: {name} is {mine}, but its start was searched for "
-                    f"{start.about[name]}; give both the same"
-                )
+        require_equal(ctx, start, self.pattern, self.pruner, self.level)
         problems = SiteProblems(
             ctx.input("model", Checkpoint).load_model("float32"),
             ctx.input("gram", Grams),

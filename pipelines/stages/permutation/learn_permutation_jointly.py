@@ -1,15 +1,15 @@
-"""Learn the orders of all sites together, through the whole model: the paper's way, and PermLLM's."""
+"""Learn the orders of all sites together, through the whole model."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from effllm.modules.ranges import NonNegativeFloat, PositiveInt, Seed
+from effllm.modules.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt, Seed
 from effllm.pipelines.artifacts.checkpoints import Checkpoint
 from effllm.pipelines.artifacts.data import Windows
 from effllm.pipelines.artifacts.permutation import Permutation
 from effllm.pipelines.artifacts.statistics import Grams
 from effllm.pipelines.stage import Metrics, Stage, StageContext
-from effllm.pipelines.stages.permutation.problems import SiteProblems, described
+from effllm.pipelines.stages.permutation.problems import SiteProblems, described, require_equal
 
 if TYPE_CHECKING:
     from effllm.modules.permutation.learning import Matching, OptimizerFactory
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class LearnPermutationJointly(Stage):
-    """Cost matrices of every site trained on the model's own loss, from the identity.
+    """Cost matrices of every site, trained on the model's own loss.
 
     Args:
         matching: how costs become orders.
@@ -29,6 +29,8 @@ class LearnPermutationJointly(Stage):
         epochs: passes over the calibration windows.
         batch_windows: windows per step.
         window_tokens: tokens of each window that are used, from its start.
+        check_every: steps between looks at the held-out loss, which then chooses among the steps
+            and the start; 0: the last step's orders.
         pruner: whose scores decide the masks, on the dense model's calibration inputs.
         pattern: N:M.
         seed: of the shuffling and the first costs.
@@ -37,8 +39,10 @@ class LearnPermutationJointly(Stage):
     INPUTS: ClassVar = {
         "model": Checkpoint,
         "windows": Windows,
+        "heldout": Windows,
         "gram": Grams,
         "heldout_gram": Grams,
+        "start": Permutation,
     }
     OUTPUT: ClassVar = Permutation
 
@@ -49,6 +53,7 @@ class LearnPermutationJointly(Stage):
     epochs: PositiveInt
     batch_windows: PositiveInt
     window_tokens: PositiveInt
+    check_every: NonNegativeInt
     pruner: "ScoringPruner"
     pattern: "Grouped"
     seed: Seed
@@ -60,8 +65,6 @@ class LearnPermutationJointly(Stage):
 
     def run(self, ctx: StageContext) -> Metrics:
         """Goes on at the epoch that was interrupted."""
-        import torch
-
         from effllm.modules.permutation.learning import LearnableOrder, ModelLearning
         from effllm.modules.training import fit
 
@@ -74,7 +77,11 @@ class LearnPermutationJointly(Stage):
             self.pattern,
             "gather",
         )
+        start = ctx.input("start", Permutation)
+        require_equal(ctx, start, self.pattern, self.pruner, "gather")
+        first = start.orders()
         windows = ctx.input("windows", Windows).token_ids()[:, : self.window_tokens]
+        heldout = ctx.input("heldout", Windows).token_ids()
         steps = self.epochs * -(-len(windows) // self.batch_windows)
         blocks = {
             site.name: self.matching.blocks(site.columns, self.pattern, site.name)
@@ -82,7 +89,7 @@ class LearnPermutationJointly(Stage):
         }
         orders = [
             LearnableOrder(
-                torch.arange(site.columns),
+                first[site.name],
                 blocks[site.name],
                 self.matching.noise,
                 ctx.generator(site.name),
@@ -99,6 +106,8 @@ class LearnPermutationJointly(Stage):
             self.distillation,
             self.optimizer,
             steps,
+            self.check_every,
+            heldout.split(self.batch_windows),
         )
         fit(
             module,
@@ -112,14 +121,11 @@ class LearnPermutationJointly(Stage):
             curve=ctx.workdir / "curve.csv",
         )
         found = {
-            site.name: order.hardened(self.pattern)
-            for site, order in zip(problems.sites, orders, strict=True)
+            site.name: order
+            for site, order in zip(problems.sites, module.chosen_orders(), strict=True)
         }
         about = {
-            "level": "gather",
-            "pattern": self.pattern.name,
-            "pruner": self.pruner.name,
-            "search": {"kind": "Unchanged"},
+            **start.about,
             "learning": {
                 "matching": described(self.matching),
                 "steps": steps,

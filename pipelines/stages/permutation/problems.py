@@ -128,6 +128,22 @@ class SiteProblems:
         return held[1][name]
 
 
+def require_equal(
+    ctx: StageContext, start: Permutation, pattern: Grouped, pruner: ScoringPruner, level: str
+) -> None:
+    """See that learning goes on from orders that were searched for the same.
+
+    Raises:
+        ConfigError: names what differs.
+    """
+    for name, mine in (("pattern", pattern.name), ("pruner", pruner.name), ("level", level)):
+        if start.about[name] != mine:
+            raise ConfigError(
+                f"{ctx.instance}: {name} is {mine}, but its start was searched for "
+                f"{start.about[name]}; give both the same"
+            )
+
+
 def described(part: object) -> Any:
     """Class names and fields of nested dataclasses, for the history of a model."""
     if not is_dataclass(part) or isinstance(part, type):

@@ -53,7 +53,7 @@ def problem_of(rows=24, columns=32, pattern=TWO_OF_FOUR, seed=0, scaled=True) ->
 
 
 def apex_matrix() -> Problem:
-    random = np.random.RandomState(1)  # noqa: NPY002 - the generator of the published figures
+    random = np.random.RandomState(1)
     score = torch.from_numpy(random.rand(128, 64)).float()
     return Problem([Part(score, score, torch.eye(64))], TWO_OF_FOUR)
 

@@ -1,0 +1,81 @@
+"""What a model of this paper is called, by how its order of channels was found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from effllm.pipelines.reports.comparison import Row
+from effllm.pipelines.reports.subjects import Subject
+
+PRUNERS = {"magnitude": "Magnitude", "wanda": "Wanda", "ria": "RIA score", "sparsegpt": "SparseGPT"}
+SEARCHES = {
+    "unchanged": "no new order",
+    "random": "best of random orders",
+    "deal": "deal",
+    "ria": "RIA",
+    "ria_repeated": "RIA, repeated",
+    "swaps": "swaps on score",
+    "loss_swaps": "swaps on error",
+    "perturbed": "swaps on error, pushed on",
+}
+LEARNT = {
+    "paper": "learned, the paper's way",
+    "permllm": "learned, PermLLM's way",
+    "learned": "learned from swaps, by layer (ours)",
+    "jointly": "learned from swaps, jointly (ours)",
+}
+_ORDER = [*SEARCHES, *LEARNT]
+
+
+def describe(subject: Subject) -> Row:
+    """Name a model by its history."""
+    history = subject.history
+    if not history:
+        return Row(subject, "dense", "dense", "", "Dense")
+    prune = next(step for step in history if step["stage"] == "prune")
+    base, pattern = prune["pruner"], prune["pattern"]
+    folded = next((step for step in history if step["stage"] == "fold_permutation"), None)
+    about = (folded or prune).get("permutation")
+    kind = kind_of(about) if about else "unchanged"
+    level = about["level"] if about else "gather"
+    variant = kind if kind == "unchanged" else f"{level}/{kind}"
+    title = PRUNERS.get(base, base)
+    if about and kind != "unchanged":
+        title += f", {(SEARCHES | LEARNT)[kind]}"
+    if level == "free":
+        title += ", free"
+    if folded:
+        variant, title = f"folded/{kind}", title.removesuffix(", free") + ", folded in"
+    return Row(subject, base, variant, pattern, title)
+
+
+def kind_of(about: Mapping[str, Any]) -> str:
+    """The search or the way of learning behind a permutation."""
+    learning = about.get("learning")
+    if learning:
+        if learning["objective"] != "layer" and about["search"]["kind"] != "Unchanged":
+            return "jointly"
+        return {"next_token": "paper", "hidden_state": "permllm", "layer": "learned"}[
+            learning["objective"]
+        ]
+    search = about["search"]
+    names = {
+        "Unchanged": "unchanged",
+        "BestOfRandom": "random",
+        "Deal": "deal",
+        "Swaps": "swaps",
+        "LossSwaps": "loss_swaps",
+        "Perturbed": "perturbed",
+    }
+    if search["kind"] == "RelativeImportance":
+        return "ria" if search["rounds"] == 1 else "ria_repeated"
+    return names[search["kind"]]
+
+
+def order(row: Row) -> tuple[int, int, int]:
+    """Dense, then per pruner by level and search."""
+    level, _, kind = row.variant.rpartition("/")
+    bases, levels = ["dense", *PRUNERS], ["", "gather", "free", "folded"]
+    place = _ORDER.index(kind) if kind in _ORDER else -1
+    return bases.index(row.base), levels.index(level), place
