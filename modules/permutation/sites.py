@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from effllm.modules.errors import UnsupportedModelError
@@ -127,38 +127,46 @@ def layer_orders(
 
 
 @torch.no_grad()
-def fold(model: PreTrainedModel, orders: Mapping[str, Tensor]) -> None:
+def fold(model: PreTrainedModel, orders: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
     """Write `free` orders into the weights, in place: the model computes the same as before.
 
     Args:
         model: of a family that `free_sites` knows.
         orders: (n,) per site of `free_sites`.
 
+    Returns:
+        Orders of the rows and of the columns of each layer, `<block>.<name>`.
+
     Raises:
         UnsupportedModelError: for another family.
     """
     layers = prunable_layers(model)
-    _require_llama_like(model, layers)
-    widths = {name: layer.columns for name, layer in layers.items()}
-    sites = free_sites(model)
-    order_of = layer_orders(sites, orders, widths)
+    columns = layer_orders(
+        free_sites(model), orders, {name: layer.columns for name, layer in layers.items()}
+    )
     config = model.config.get_text_config()
     heads, shared = config.num_attention_heads, config.num_key_value_heads
-    for index in range(config.num_hidden_layers):
-        attention = order_of[f"{index}.self_attn.o_proj"].reshape(heads, -1)
-        size = attention.shape[1]
-        # Each value head's rows, as its first reader has them, counted within the value heads.
-        within = attention[:: heads // shared] % size
-        rows = (within + torch.arange(shared)[:, None] * size).reshape(-1)
-        _order_rows(layers[f"{index}.self_attn.v_proj"].module, rows)
-        neurons = order_of[f"{index}.mlp.down_proj"]
-        for name in ("mlp.gate_proj", "mlp.up_proj"):
-            _order_rows(layers[f"{index}.{name}"].module, neurons)
-        for name in ("self_attn.o_proj", "mlp.down_proj"):
-            _order_rows(layers[f"{index}.{name}"].module, orders[RESIDUAL])
+    moved = {}
     for name, layer in layers.items():
-        layer.write(layer.read()[:, order_of[name]])
+        index, _, kind = name.partition(".")
+        if kind == "self_attn.v_proj":
+            # Each value head's rows, as its first reader has them, counted within value heads.
+            read = columns[f"{index}.self_attn.o_proj"].reshape(heads, -1)
+            size = read.shape[1]
+            first = torch.arange(shared, device=read.device)[:, None] * size
+            rows = (read[:: heads // shared] % size + first).reshape(-1)
+        elif kind in ("mlp.gate_proj", "mlp.up_proj"):
+            rows = columns[f"{index}.mlp.down_proj"]
+        elif kind in ("self_attn.o_proj", "mlp.down_proj"):
+            rows = orders[RESIDUAL]
+        else:
+            rows = torch.arange(len(layer.read()))
+        layer.write(layer.read()[rows][:, columns[name]])
+        if layer.module.bias is not None:
+            _reorder(layer.module.bias, rows)
+        moved[name] = rows, columns[name]
     _order_residual(model, orders[RESIDUAL])
+    return moved
 
 
 def _order_residual(model: PreTrainedModel, order: Tensor) -> None:
@@ -171,13 +179,6 @@ def _order_residual(model: PreTrainedModel, order: Tensor) -> None:
     for name, module in model.named_modules():
         if "norm" in name.rpartition(".")[2] and not name.endswith(("q_norm", "k_norm")):
             _reorder(module.weight, order)
-
-
-def _order_rows(module: nn.Module, order: Tensor) -> None:
-    """Outputs of a linear layer, with their bias."""
-    _reorder(module.weight, order)
-    if module.bias is not None:
-        _reorder(module.bias, order)
 
 
 def _reorder(rows: object, order: Tensor) -> None:

@@ -41,6 +41,8 @@ def describe(subject: Subject) -> Row:
     level = about["level"] if about else "gather"
     variant = kind if kind == "unchanged" else f"{level}/{kind}"
     title = PRUNERS.get(base, base)
+    if about is None and base != "sparsegpt":
+        return Row(subject, base, "sequential", pattern, f"{title}, inputs measured again")
     if about and kind != "unchanged":
         title += f", {(SEARCHES | LEARNT)[kind]}"
     if level == "free":

@@ -59,8 +59,10 @@ class ReportPermutation(ReportStage):
             Text(
                 "Verdicts rest on 95 % intervals over test documents for one calibration seed; a "
                 f"difference counts only where its interval clears {SEED_MARGIN:g} %, which "
-                "covers another calibration draw as measured for SDS. Orders are chosen on the "
-                "dense model's inputs; the pruner then sees the inputs of the pruned model."
+                "covers another calibration draw as measured for SDS. Scores are those of the "
+                "dense model, measured once, as in the paper; “inputs measured again” is Wanda as "
+                "its authors run it, on the inputs of the blocks that are pruned already, and so "
+                "is SparseGPT."
             )
         )
         if figures.draw_errors(data, results, folder, claims.MAIN):

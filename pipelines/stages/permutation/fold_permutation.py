@@ -15,7 +15,8 @@ from effllm.pipelines.stage import Metrics, Stage, StageContext
 class FoldPermutation(Stage):
     """A plain model that computes the same as before, with its channels in new orders.
 
-    Pruned by `prune` it is N:M along neighbouring channels, as sparse kernels need it.
+    A model that was pruned along these orders becomes N:M along neighbouring channels, as sparse
+    kernels need it; a dense one becomes so when `prune` follows.
 
     Args:
         tolerance: largest difference of a logit on one window, in float32, relative to the
@@ -48,7 +49,7 @@ class FoldPermutation(Stage):
         tokens = ctx.input("windows", Windows).token_ids()[:1, : self.check_tokens]
         with torch.no_grad():
             before = model(tokens.to(ctx.device)).logits
-            fold(model, {k: v.to(ctx.device) for k, v in permutation.orders().items()})
+            moved = fold(model, {k: v.to(ctx.device) for k, v in permutation.orders().items()})
             difference = (model(tokens.to(ctx.device)).logits - before).abs().max()
         off = float(difference / before.abs().max())
         if not off <= self.tolerance:
@@ -56,11 +57,17 @@ class FoldPermutation(Stage):
                 f"{ctx.instance}: the folded model's logits differ by {off:.1e} of the largest, "
                 f"expected {self.tolerance:.0e}; this family does not fold, use level=gather"
             )
+        pruned = any(step["stage"] == "prune" for step in checkpoint.history)
+        masks = {
+            name: mask[moved[name][0]][:, moved[name][1]].contiguous()
+            for name, mask in (checkpoint.masks() if pruned else {}).items()
+        }
         step = {"stage": "fold_permutation", "permutation": permutation.about}
         write_checkpoint(
             ctx.workdir,
             model.to(getattr(torch, self.dtype)),
             checkpoint.load_tokenizer(),
             [*checkpoint.history, step],
+            masks or None,
         )
         return {"largest_difference": off}
