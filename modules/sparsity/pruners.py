@@ -34,11 +34,16 @@ class Pruned:
 
 
 class Pruner(Protocol):
-    """What every pruner offers; `statistic` builds the input statistic it wants, or is None."""
+    """What every pruner offers.
+
+    `statistic` builds the input statistic that it wants, or is None; `knows_rows_alone` says that
+    what it thinks of a row does not depend on the others, so that matrices may be stacked.
+    """
 
     name: ClassVar[str]
     scope: ClassVar[Scope]
     statistic: ClassVar[Callable[..., Statistic] | None]
+    knows_rows_alone: ClassVar[bool]
 
     def prune(self, weight: Tensor, statistic: Tensor | None, pattern: Pattern) -> Pruned:
         """Prune a (R, C) weight under `pattern`."""
@@ -58,6 +63,7 @@ class Magnitude:
     name: ClassVar[str] = "magnitude"
     scope: ClassVar[Scope] = "matrix"
     statistic: ClassVar[Callable[..., Statistic] | None] = None
+    knows_rows_alone: ClassVar[bool] = True
 
     def score(self, weight: Tensor, energy: Tensor | None) -> Tensor:
         """|W|; `energy` is not used."""
@@ -80,6 +86,7 @@ class Wanda:
     name: ClassVar[str] = "wanda"
     scope: ClassVar[Scope] = "row"
     statistic: ClassVar[Callable[..., Statistic] | None] = Energy
+    knows_rows_alone: ClassVar[bool] = True
 
     def score(self, weight: Tensor, energy: Tensor | None) -> Tensor:
         """|W| * sqrt(energy)."""
@@ -88,6 +95,37 @@ class Wanda:
 
     def prune(self, weight: Tensor, statistic: Tensor | None, pattern: Pattern) -> Pruned:
         """Score |W| * sqrt(energy); `statistic` is the (C,) input energy."""
+        mask = pattern.mask(self.score(weight, statistic), scope=self.scope)
+        return Pruned(weight.to(torch.float32) * mask, mask)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelativeImportancePruner:
+    """Remove the smallest (|W_rc| / sum_c |W| + |W_rc| / sum_r |W|) * ||X_c||^power of each row.
+
+    Args:
+        power: of the inputs' norm.
+
+    Source: RIA (ICLR 2024), equation 4 and lib/prune.py.
+    """
+
+    power: PositiveFloat = 0.5
+    name: ClassVar[str] = "ria"
+    scope: ClassVar[Scope] = "row"
+    statistic: ClassVar[Callable[..., Statistic] | None] = Energy
+    knows_rows_alone: ClassVar[bool] = False
+
+    def score(self, weight: Tensor, energy: Tensor | None) -> Tensor:
+        """Relative importance times activation; rows and columns of zeros have none."""
+        assert energy is not None
+        size = weight.to(torch.float32).abs()
+        smallest = torch.finfo(torch.float32).tiny
+        rows = size / size.sum(dim=1, keepdim=True).clamp(min=smallest)
+        columns = size / size.sum(dim=0, keepdim=True).clamp(min=smallest)
+        return (rows + columns) * energy.sqrt() ** self.power
+
+    def prune(self, weight: Tensor, statistic: Tensor | None, pattern: Pattern) -> Pruned:
+        """`statistic` is the (C,) input energy."""
         mask = pattern.mask(self.score(weight, statistic), scope=self.scope)
         return Pruned(weight.to(torch.float32) * mask, mask)
 
@@ -114,6 +152,7 @@ class SparseGPT:
     name: ClassVar[str] = "sparsegpt"
     scope: ClassVar[Scope] = "matrix"
     statistic: ClassVar[Callable[..., Statistic] | None] = Gram
+    knows_rows_alone: ClassVar[bool] = True
 
     def prune(
         self,

@@ -115,7 +115,7 @@ def _along(
 
 def _stacks(groups: list[list[str]], pruner: Pruner, pattern: Pattern) -> list[list[str]]:
     """Layers to prune in one go: those with equal inputs, where rows do not compete."""
-    if pattern.rows_are_independent(pruner.scope):
+    if pattern.rows_are_independent(pruner.scope) and pruner.knows_rows_alone:
         return groups
     return [[name] for group in groups for name in group]
 

@@ -7,7 +7,13 @@ from effllm.modules.calibration.statistics import output_error
 from effllm.modules.errors import ConfigError, NumericalError
 from effllm.modules.sds.adjust import masked_least_squares
 from effllm.modules.sparsity.patterns import Grouped, Unstructured
-from effllm.modules.sparsity.pruners import Magnitude, SparseGPT, Wanda, inverse_factor
+from effllm.modules.sparsity.pruners import (
+    Magnitude,
+    RelativeImportancePruner,
+    SparseGPT,
+    Wanda,
+    inverse_factor,
+)
 
 TWO_OF_FOUR = Grouped(keep=2, group=4)
 PATTERNS = [TWO_OF_FOUR, Grouped(keep=4, group=8), Unstructured(ratio=0.5)]
@@ -197,3 +203,20 @@ def test_layer_errors_rank_as_published(problem):
         errors = [output_error(weight, v, gram) for v in (refit, swept.weight, scored, small)]
         ranked += errors == sorted(errors)
     assert ranked >= 54
+
+
+def test_relative_importance_is_that_of_the_formula(problem):
+    weight, _, gram = problem()
+    weight[3] = 0
+    energy = gram.diagonal().float()
+    found = RelativeImportancePruner().score(weight, energy)
+    for row, column in ((0, 0), (5, 9), (3, 2)):
+        size = weight[row, column].abs()
+        relative = size / weight[:, column].abs().sum()
+        if row != 3:
+            relative += size / weight[row].abs().sum()
+        expected = float(relative) * float(energy[column]) ** 0.25
+        assert float(found[row, column]) == pytest.approx(expected, rel=1e-5)
+    dead = weight.clone()
+    dead[:, 4] = 0
+    assert torch.isfinite(RelativeImportancePruner().score(dead, energy)).all()

@@ -18,7 +18,7 @@ from effllm.modules.modeling.blocks import (
 )
 from effllm.modules.modeling.tiny import VOCABULARY, tiny_model
 from effllm.modules.sparsity.patterns import Grouped, Unstructured
-from effllm.modules.sparsity.pruners import Magnitude, SparseGPT, Wanda
+from effllm.modules.sparsity.pruners import Magnitude, RelativeImportancePruner, SparseGPT, Wanda
 from effllm.modules.sparsity.sequential import check_pattern, prune_block
 
 TWO_OF_FOUR = Grouped(keep=2, group=4)
@@ -216,7 +216,9 @@ def test_true_sequential_measures_after_the_layers_before(windows):
     )
 
 
-@pytest.mark.parametrize("pruner", [Magnitude(), Wanda(), SparseGPT()], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "pruner", [Magnitude(), Wanda(), RelativeImportancePruner(), SparseGPT()], ids=lambda p: p.name
+)
 @pytest.mark.parametrize("pattern", [TWO_OF_FOUR, Unstructured(ratio=0.5)], ids=lambda p: p.name)
 def test_every_family_is_pruned_exactly_and_only_inside_its_blocks(
     any_model, windows, pruner, pattern
@@ -288,3 +290,22 @@ def test_a_model_without_blocks_is_refused(tiny_llama):
     tiny_llama.model.layers = nn.ModuleList()
     with pytest.raises(UnsupportedModelError, match="LlamaForCausalLM"):
         decoder_blocks(tiny_llama)
+
+
+@pytest.mark.parametrize("pruner", [Magnitude(), Wanda(), SparseGPT()], ids=lambda p: p.name)
+def test_pruning_along_an_order_is_pruning_the_ordered_matrix(windows, generator, pruner):
+    order = torch.randperm(64, generator=generator)
+    model, other = tiny_model("llama"), tiny_model("llama")
+    stream, along = BlockStream(model, windows, 5), BlockStream(other, windows, 5)
+    names = {layer.name: torch.arange(layer.columns) for layer in stream.layers()}
+    ordered = {**names, "self_attn.o_proj": order}
+    plain, record = (
+        prune_block(stream, pruner, TWO_OF_FOUR),
+        prune_block(along, pruner, TWO_OF_FOUR, orders=ordered),
+    )
+    for name in ("self_attn.q_proj", "mlp.down_proj"):
+        assert torch.equal(plain.masks[name], record.masks[name])
+    mask = record.masks["self_attn.o_proj"]
+    groups = mask[:, order].reshape(len(mask), -1, 4).sum(dim=2)
+    assert torch.equal(groups, torch.full_like(groups, 2))
+    assert not torch.equal(mask, plain.masks["self_attn.o_proj"])
