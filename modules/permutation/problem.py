@@ -58,7 +58,7 @@ class Problem:
         """Sum of the scores that stay under an order."""
         score = self.score[:, order]
         mask = nm_mask(score, keep=self.pattern.keep, group=self.pattern.group)
-        return float((score * mask).sum(dtype=torch.float64))
+        return float((score * mask).sum(dim=1).double().sum())
 
     def efficacy(self, order: Tensor) -> float:
         """Gain in retained score over the identity, as a share of what free rows would gain.

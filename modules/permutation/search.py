@@ -1,8 +1,8 @@
 """Searches for an order of channels: the rivals of learning, and where it starts from.
 
-Each search takes a problem and an order to start from, and returns an order that is at least as
-good in its own objective. Random, deal, RIA and swaps maximise the retained score of the pruner;
-loss-aware swaps minimise the output error of the layer. All moves of a channel into another slot
+A `Search` finds an order of a problem from nothing, an `Improvement` goes on from one and is never
+worse in its own objective. Random, deal, RIA and swaps maximise the retained score of the pruner;
+loss-aware swaps minimise the output error of the layers. All moves of a channel into another slot
 are priced at once (`exchange_gains`), for any N:M.
 """
 
@@ -24,10 +24,20 @@ _GAIN = 1e-6  # of the whole: smaller gains are rounding
 
 
 class Search(Protocol):
-    """What every search offers."""
+    """Finds an order from nothing."""
 
     def find(self, problem: Problem, generator: torch.Generator) -> Tensor:
         """(n,) int64 order, canonical."""
+
+
+class Improvement(Protocol):
+    """Makes a better order out of one."""
+
+    def value(self, problem: Problem, order: Tensor) -> float:
+        """What is raised."""
+
+    def improve(self, problem: Problem, order: Tensor, generator: torch.Generator) -> Tensor:
+        """(n,) int64 order, canonical, from an order; not worse in `value`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,32 +125,26 @@ class Swaps:
     with V the prices of all moves; gains of swaps between different pairs of groups add up.
 
     Args:
-        start: where the search begins.
         sweeps: over all pairs of groups at most.
 
     Source: prices after RIA and Pool & Yu; the search is ours.
     """
 
-    start: Search
     sweeps: PositiveInt
-
-    def find(self, problem: Problem, generator: torch.Generator) -> Tensor:
-        """Never below its start in retained score."""
-        return self.improve(problem, self.start.find(problem, generator))
 
     def value(self, problem: Problem, order: Tensor) -> float:
         """The retained score."""
         return problem.retained(order)
 
-    def improve(self, problem: Problem, order: Tensor) -> Tensor:
-        """The local optimum that an order leads to."""
+    def improve(self, problem: Problem, order: Tensor, generator: torch.Generator) -> Tensor:
+        """The local optimum that an order leads to; never below it in retained score."""
+        del generator
         order, group = order.clone(), problem.pattern.group
         least = _GAIN * problem.retained(order) / problem.columns
         prices = torch.zeros(problem.columns, problem.columns)  # (channel, slot)
         touched = torch.arange(problem.columns)
         for _ in range(self.sweeps):
-            threshold, _ = rivals(problem.score[:, order], problem.pattern)
-            threshold = threshold[:, touched].contiguous()
+            threshold = rivals(problem.score[:, order[touched]], problem.pattern)[0].contiguous()
             prices[:, touched] = exchange_gains(problem.score, threshold, problem.score, threshold)
             swaps = _disjoint(swap_gains(prices[order]), group, least)
             if not len(swaps):
@@ -158,25 +162,20 @@ class LossSwaps:
     H_cc; swaps that look best are accepted together if the error really falls, else half of them.
 
     Args:
-        start: where the search begins.
         sweeps: over all pairs of groups at most.
 
     Source: ours; shared specification, section 4.5.
     """
 
-    start: Search
     sweeps: PositiveInt
-
-    def find(self, problem: Problem, generator: torch.Generator) -> Tensor:
-        """Never above its start in error."""
-        return self.improve(problem, self.start.find(problem, generator))
 
     def value(self, problem: Problem, order: Tensor) -> float:
         """Minus the error."""
         return -problem.error(order)
 
-    def improve(self, problem: Problem, order: Tensor) -> Tensor:
-        """The local optimum that an order leads to."""
+    def improve(self, problem: Problem, order: Tensor, generator: torch.Generator) -> Tensor:
+        """The local optimum that an order leads to; never above it in error."""
+        del generator
         order, group = order.clone(), problem.pattern.group
         error = problem.error(order)
         for _ in range(self.sweeps):
@@ -211,15 +210,19 @@ class Perturbed:
     rounds: PositiveInt
     swaps: PositiveInt
 
-    def find(self, problem: Problem, generator: torch.Generator) -> Tensor:
-        """Never worse than the local search alone."""
-        best = self.search.find(problem, generator)
+    def value(self, problem: Problem, order: Tensor) -> float:
+        """That of the local search."""
+        return self.search.value(problem, order)
+
+    def improve(self, problem: Problem, order: Tensor, generator: torch.Generator) -> Tensor:
+        """Never worse than what the local search makes of the order."""
+        best = self.search.improve(problem, order, generator)
         value = self.search.value(problem, best)
         for _ in range(self.rounds):
             places = torch.randperm(problem.columns, generator=generator)[: 2 * self.swaps]
             pushed = best.clone()
             pushed[places] = best[places.flip(0)]
-            found = self.search.improve(problem, pushed)
+            found = self.search.improve(problem, pushed, generator)
             reached = self.search.value(problem, found)
             if reached > value:
                 best, value = found, reached
@@ -299,18 +302,21 @@ class PairSearch:
     """Every partition of each two groups into two, the best first: apex's search with window 8.
 
     Args:
-        start: where the search begins.
         sweeps: over all pairs of groups at most.
 
     Source: NVIDIA apex, contrib/sparsity/permutation_search_kernels; groups of any length here.
     """
 
-    start: Search
     sweeps: PositiveInt
 
-    def find(self, problem: Problem, generator: torch.Generator) -> Tensor:
-        """Never below its start in retained score."""
-        order, group = self.start.find(problem, generator).clone(), problem.pattern.group
+    def value(self, problem: Problem, order: Tensor) -> float:
+        """The retained score."""
+        return problem.retained(order)
+
+    def improve(self, problem: Problem, order: Tensor, generator: torch.Generator) -> Tensor:
+        """The local optimum that an order leads to; never below it in retained score."""
+        del generator
+        order, group = order.clone(), problem.pattern.group
         splits = torch.tensor(_splits(group))  # (partitions, 2 group)
         pairs = torch.tensor(list(combinations(range(problem.columns // group), 2)))
         for _ in range(self.sweeps):

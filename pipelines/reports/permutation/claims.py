@@ -61,7 +61,7 @@ def conditions(row: Row, results: list[Artifact]) -> tuple[str, ...]:
     """How the learning of a row differs from the paper's."""
     permutation = found_by(row, results)
     assert permutation is not None
-    steps = permutation.about["learning"]["steps"]
+    steps = permutation.about["found"][-1]["steps"]
     return (f"{steps} steps, paper 20 epochs of 806 MB of text",)
 
 

@@ -15,6 +15,7 @@ SEARCHES = {
     "deal": "deal",
     "ria": "RIA",
     "ria_repeated": "RIA, repeated",
+    "pairs": "pairs of groups (apex)",
     "swaps": "swaps on score",
     "loss_swaps": "swaps on error",
     "perturbed": "swaps on error, pushed on",
@@ -53,26 +54,25 @@ def describe(subject: Subject) -> Row:
 
 
 def kind_of(about: Mapping[str, Any]) -> str:
-    """The search or the way of learning behind a permutation."""
-    learning = about.get("learning")
-    if learning:
-        if learning["objective"] != "layer" and about["search"]["kind"] != "Unchanged":
+    """The search, improvement or way of learning that a permutation ended with."""
+    last = about["found"][-1]
+    if last["kind"] == "Learning":
+        if last["objective"] == "layer":
+            return "learned"
+        if len(about["found"]) > 2:
             return "jointly"
-        return {"next_token": "paper", "hidden_state": "permllm", "layer": "learned"}[
-            learning["objective"]
-        ]
-    search = about["search"]
-    names = {
+        return {"next_token": "paper", "hidden_state": "permllm"}[last["objective"]]
+    if last["kind"] == "RelativeImportance":
+        return "ria" if last["rounds"] == 1 else "ria_repeated"
+    return {
         "Unchanged": "unchanged",
         "BestOfRandom": "random",
         "Deal": "deal",
         "Swaps": "swaps",
+        "PairSearch": "pairs",
         "LossSwaps": "loss_swaps",
         "Perturbed": "perturbed",
-    }
-    if search["kind"] == "RelativeImportance":
-        return "ria" if search["rounds"] == 1 else "ria_repeated"
-    return names[search["kind"]]
+    }[last["kind"]]
 
 
 def order(row: Row) -> tuple[int, int, int]:

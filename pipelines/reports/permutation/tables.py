@@ -22,7 +22,9 @@ from effllm.pipelines.reports.page import Table
 from effllm.pipelines.reports.permutation.names import order
 from effllm.pipelines.reports.subjects import ancestors
 
-_FINDING = frozenset({"search_permutation", "learn_permutation", "learn_permutation_jointly"})
+_FINDING = frozenset(
+    {"search_permutation", "improve_permutation", "learn_permutation", "learn_permutation_jointly"}
+)
 
 
 def found_by(row: Row, results: list[Artifact]) -> Permutation | None:

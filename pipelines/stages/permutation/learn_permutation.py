@@ -106,10 +106,14 @@ class LearnPermutation(Stage):
             (curves / file.name).write_bytes(file.read_bytes())
         about = {
             **start.about,
-            "learning": {
-                "matching": described(self.matching),
-                "steps": self.steps,
-                "objective": "layer",
-            },
+            "found": [
+                *start.about["found"],
+                {
+                    "kind": "Learning",
+                    "matching": described(self.matching),
+                    "steps": self.steps,
+                    "objective": "layer",
+                },
+            ],
         }
         return {**problems.publish(ctx, orders, about), "trained_numbers": trained}

@@ -126,11 +126,15 @@ class LearnPermutationJointly(Stage):
         }
         about = {
             **start.about,
-            "learning": {
-                "matching": described(self.matching),
-                "steps": steps,
-                "objective": self.loss,
-            },
+            "found": [
+                *start.about["found"],
+                {
+                    "kind": "Learning",
+                    "matching": described(self.matching),
+                    "steps": steps,
+                    "objective": self.loss,
+                },
+            ],
         }
         trained = sum(count * size**2 for count, size in blocks.values())
         return {**problems.publish(ctx, found, about), "trained_numbers": trained}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, is_dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -86,6 +86,23 @@ class SiteProblems:
             for member in site.members
             for columns in member.columns
         ]
+
+    def each(self, ctx: StageContext, find: Callable[[str, Problem], Tensor]) -> dict[str, Tensor]:
+        """Order per site, found one after the other; those found before an interruption are kept.
+
+        Args:
+            ctx: of the stage.
+            find: (n,) order from a site's name and its problem.
+        """
+        orders = {}
+        for number, site in enumerate(self.sites, start=1):
+            stored = ctx.load_progress(site.name)
+            if stored is None:
+                stored = {"order": find(site.name, self.problem(site))}
+                ctx.save_progress(site.name, stored)
+            orders[site.name] = stored["order"]
+            ctx.progress(number, len(self.sites), "site")
+        return orders
 
     def row(self, site: Site, order: Tensor) -> dict[str, Any]:
         """What an order is worth at a site."""

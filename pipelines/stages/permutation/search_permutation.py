@@ -37,8 +37,6 @@ class SearchPermutation(Stage):
 
     def run(self, ctx: StageContext) -> Metrics:
         """Site by site; goes on at the site that was interrupted."""
-        import torch
-
         problems = SiteProblems(
             ctx.input("model", Checkpoint).load_model("float32"),
             ctx.input("gram", Grams),
@@ -47,19 +45,13 @@ class SearchPermutation(Stage):
             self.pattern,
             self.level,
         )
-        orders: dict[str, torch.Tensor] = {}
-        for number, site in enumerate(problems.sites, start=1):
-            stored = ctx.load_progress(site.name)
-            if stored is None:
-                found = self.search.find(problems.problem(site), ctx.generator(site.name))
-                stored = {"order": found}
-                ctx.save_progress(site.name, stored)
-            orders[site.name] = stored["order"]
-            ctx.progress(number, len(problems.sites), "site")
+        orders = problems.each(
+            ctx, lambda site, problem: self.search.find(problem, ctx.generator(site))
+        )
         about = {
             "level": self.level,
             "pattern": self.pattern.name,
             "pruner": self.pruner.name,
-            "search": described(self.search),
+            "found": [described(self.search)],
         }
         return dict(problems.publish(ctx, orders, about))

@@ -143,7 +143,7 @@ def test_exhaustive_search_of_two_groups():
         if order[0] == 0 and list(order[:4]) == sorted(order[:4]) and
         list(order[4:]) == sorted(order[4:])
     )  # fmt: skip
-    found = PairSearch(start=Unchanged(), sweeps=5).find(problem, draw())
+    found = PairSearch(sweeps=5).improve(problem, torch.arange(8), draw())
     assert problem.retained(found) == pytest.approx(best)
 
 
@@ -154,10 +154,10 @@ def test_the_published_matrix_of_apex():
     assert float(problem.score.sum(dtype=torch.float64)) == pytest.approx(4083.169, abs=5e-4)
     assert rows == pytest.approx(3042.332, abs=5e-4)
     assert problem.retained(identity) == pytest.approx(2852.377, abs=5e-4)
-    pairs = PairSearch(start=Unchanged(), sweeps=50).find(problem, draw())
+    pairs = PairSearch(sweeps=50).improve(problem, identity, draw())
     assert problem.retained(pairs) >= 2919.7
-    local = Swaps(start=Deal(), sweeps=100)
-    swaps = Perturbed(search=local, rounds=50, swaps=4).find(problem, draw())
+    pushed = Perturbed(search=Swaps(sweeps=100), rounds=50, swaps=4)
+    swaps = pushed.improve(problem, Deal().find(problem, draw()), draw())
     assert problem.retained(swaps) >= 2921.95  # apex with windows of 12
     assert problem.efficacy(swaps) == pytest.approx(
         (problem.retained(swaps) - 2852.377) / (3042.332 - 2852.377), abs=1e-4
@@ -171,13 +171,15 @@ def test_searches_rank_as_published_on_channels_of_unequal_size():
         "deal": Deal(),
         "ria": RelativeImportance(rounds=1),
         "repeated": RelativeImportance(rounds=20),
-        "swaps": Swaps(start=RelativeImportance(rounds=20), sweeps=50),
     }
-    means = dict.fromkeys(searches, 0.0)
+    means = dict.fromkeys([*searches, "swaps"], 0.0)
     for seed in range(20):
         problem = problem_of(rows=48, seed=seed)
         for name, search in searches.items():
-            means[name] += problem.efficacy(search.find(problem, draw(seed))) / 20
+            found = search.find(problem, draw(seed))
+            means[name] += problem.efficacy(found) / 20
+        swaps = Swaps(sweeps=50).improve(problem, found, draw())
+        means["swaps"] += problem.efficacy(swaps) / 20
     assert means["random"] < means["deal"] < means["ria"] < means["repeated"] <= means["swaps"]
 
 
@@ -185,9 +187,9 @@ def test_searches_rank_as_published_on_channels_of_unequal_size():
 def test_loss_swaps_lower_the_error_below_the_best_score(pattern):
     for seed in range(3):
         problem = problem_of(rows=48, pattern=pattern, seed=seed)
-        swaps = Swaps(start=Deal(), sweeps=50)
-        errors = [
-            problem.error(search.find(problem, draw()))
-            for search in (Unchanged(), swaps, LossSwaps(start=swaps, sweeps=50))
-        ]
-        assert errors[2] < errors[1] < errors[0]
+        identity = Unchanged().find(problem, draw())
+        swaps = Swaps(sweeps=50).improve(problem, Deal().find(problem, draw()), draw())
+        loss_swaps = LossSwaps(sweeps=50).improve(problem, swaps, draw())
+        errors = [problem.error(order) for order in (loss_swaps, swaps, identity)]
+        assert errors == sorted(errors)
+        assert errors[0] < errors[2]
