@@ -170,9 +170,6 @@ class LayerLearning(L.LightningModule):
         self.problem, self.heldout, self.order = problem, list(heldout), order
         self.matching, self.optimizer = matching, optimizer
         self.steps, self.check_every = steps, check_every
-        self.output = sum(
-            float((part.weight @ part.gram * part.weight).sum()) for part in problem.parts
-        )
         first = canonical(order.first, problem.pattern.group)
         self.register_buffer("best_order", first)
         self.register_buffer("best_error", torch.tensor(problem.error(first, self.heldout)))
@@ -182,14 +179,18 @@ class LayerLearning(L.LightningModule):
         matching, parts = self.matching, self.problem.parts
         temperature = matching.temperature(self.global_step / max(self.steps - 1, 1))
         pruned = self.order.prune(
-            parts, self.problem.pattern, matching.mode, temperature, curvature=2 / self.output
+            parts,
+            self.problem.pattern,
+            matching.mode,
+            temperature,
+            curvature=2 / self.problem.output,
         )
         loss = sum(
             ((one - part.weight) @ part.gram * (one - part.weight)).sum()
             for part, one in zip(parts, pruned, strict=True)
         )
         assert isinstance(loss, Tensor)
-        loss = loss / self.output
+        loss = loss / self.problem.output
         self.log("loss", loss)
         return loss
 

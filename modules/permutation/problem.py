@@ -54,6 +54,11 @@ class Problem:
         """(R, n) scores of all parts below each other."""
         return torch.cat([part.score for part in self.parts])
 
+    @cached_property
+    def output(self) -> float:
+        """tr(W H W^T) of all parts: what an error of 1 means."""
+        return sum(_energy(part.weight, part.gram) for part in self.parts)
+
     def retained(self, order: Tensor) -> float:
         """Sum of the scores that stay under an order."""
         score = self.score[:, order]
@@ -81,8 +86,18 @@ class Problem:
     def error(self, order: Tensor, grams: Sequence[Tensor] | None = None) -> float:
         """Relative output error over all parts; with other Gram matrices, on other text."""
         chosen = [part.gram for part in self.parts] if grams is None else grams
-        lost = output = 0.0
-        for part, removed, gram in zip(self.parts, self.removed(order), chosen, strict=True):
-            lost += float((removed @ gram * removed).sum())
-            output += float((part.weight @ gram * part.weight).sum())
+        lost = sum(
+            _energy(removed, gram)
+            for removed, gram in zip(self.removed(order), chosen, strict=True)
+        )
+        output = self.output
+        if grams is not None:
+            output = sum(
+                _energy(part.weight, gram) for part, gram in zip(self.parts, grams, strict=True)
+            )
         return lost / output if output > 0 else 0.0
+
+
+def _energy(rows: Tensor, gram: Tensor) -> float:
+    """tr(W H W^T)."""
+    return float((rows @ gram * rows).sum())

@@ -20,13 +20,14 @@ _DRAWN = ("gather/ria", "gather/swaps", "gather/loss_swaps", "gather/jointly", "
 
 def draw_errors(data: Comparison, results: list[Artifact], folder: Path, pattern: str) -> bool:
     """Held-out error by kind of site, as a share of the error without an order. False if empty."""
+    before = _unordered(data, results, pattern)
     drawn: list[tuple[str, Permutation]] = []
     for variant in _DRAWN:
         row = data.find("wanda", variant, pattern)
         permutation = found_by(row, results) if row else None
         if permutation is not None:
             drawn.append(((SEARCHES | LEARNT)[variant.partition("/")[2]], permutation))
-    if not drawn:
+    if not drawn or not before:
         return False
     table = []
     with figure(folder, "errors", size=(8.5, 3.6)) as axes:
@@ -34,7 +35,7 @@ def draw_errors(data: Comparison, results: list[Artifact], folder: Path, pattern
             shares: dict[str, list[float]] = defaultdict(list)
             for site in permutation.read_rows("sites.jsonl"):
                 kind = str(site["site"]).partition(".")[2]
-                shares[kind].append(site["heldout_error"] / site["identity_heldout_error"])
+                shares[kind].append(site["heldout_error"] / before[site["site"]])
             kinds = list(shares)
             values = [float(np.mean(shares[kind])) for kind in kinds]
             width = 0.8 / len(drawn)
@@ -59,6 +60,7 @@ def draw_errors(data: Comparison, results: list[Artifact], folder: Path, pattern
 
 def draw_blocks(data: Comparison, results: list[Artifact], folder: Path, pattern: str) -> bool:
     """Held-out error by decoder block. False if there is nothing to draw."""
+    before = _unordered(data, results, pattern)
     table, drawn = [], False
     with figure(folder, "blocks", size=(8.5, 3.2)) as axes:
         for colour, variant in zip(COLOURS, _DRAWN, strict=False):
@@ -69,7 +71,7 @@ def draw_blocks(data: Comparison, results: list[Artifact], folder: Path, pattern
             shares: dict[int, list[float]] = defaultdict(list)
             for site in permutation.read_rows("sites.jsonl"):
                 block = int(str(site["site"]).partition(".")[0])
-                shares[block].append(site["heldout_error"] / site["identity_heldout_error"])
+                shares[block].append(site["heldout_error"] / before[site["site"]])
             title = (SEARCHES | LEARNT)[variant.partition("/")[2]]
             means = {block: float(np.mean(values)) for block, values in sorted(shares.items())}
             axes.plot(list(means), list(means.values()), "o-", markersize=3.5, color=colour,
@@ -113,6 +115,14 @@ def draw_learning(data: Comparison, results: list[Artifact], folder: Path, patte
             table += [{"order": LEARNT[kind], "step": s, "loss": v} for s, v in points]
     write_csv(folder, "learning", table)
     return True
+
+
+def _unordered(data: Comparison, results: list[Artifact], pattern: str) -> dict[str, float]:
+    """Held-out error of each site without a new order; empty if that was not measured."""
+    row = data.find("wanda", "unchanged", pattern)
+    permutation = found_by(row, results) if row else None
+    rows = permutation.read_rows("sites.jsonl") if permutation else []
+    return {str(site["site"]): float(site["heldout_error"]) for site in rows}
 
 
 def _reader(kind: str) -> str:

@@ -106,18 +106,13 @@ class SiteProblems:
 
     def row(self, site: Site, order: Tensor) -> dict[str, Any]:
         """What an order is worth at a site."""
-        import torch
-
-        problem, heldout = self.problem(site), self.heldout_grams(site)
-        identity = torch.arange(site.columns)
+        problem = self.problem(site)
         return {
             "site": site.name,
             "columns": site.columns,
             "efficacy": problem.efficacy(order),
             "error": problem.error(order),
-            "identity_error": problem.error(identity),
-            "heldout_error": problem.error(order, heldout),
-            "identity_heldout_error": problem.error(identity, heldout),
+            "heldout_error": problem.error(order, self.heldout_grams(site)),
         }
 
     def publish(
