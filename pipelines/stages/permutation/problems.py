@@ -111,7 +111,6 @@ class SiteProblems:
             "site": site.name,
             "columns": site.columns,
             "efficacy": problem.efficacy(order),
-            "error": problem.error(order),
             "heldout_error": problem.error(order, self.heldout_grams(site)),
         }
 
@@ -128,7 +127,7 @@ class SiteProblems:
             rows.append(self.row(site, orders[site.name]))
         layers = layer_orders(self.sites, orders, self.widths)
         Permutation.write(ctx.workdir, orders, layers, rows, about)
-        names = ("efficacy", "error", "heldout_error")
+        names = ("efficacy", "heldout_error")
         means = {f"mean_{name}": sum(row[name] for row in rows) / len(rows) for name in names}
         return {"sites": len(rows), **means}
 
