@@ -34,8 +34,16 @@ class HiddenStates(Artifact):
 
     @property
     def target(self) -> dict[str, Any]:
-        """`{checkpoint, weights, tokenizer, dtype, ends}`: what the states belong to."""
+        """`{checkpoint, weights, tokenizer, special, dtype}`: what the states belong to."""
         return dict(self.read_json("target.json"))
+
+    def require_target(self, target: Mapping[str, Any]) -> None:
+        """See that the states are of the target that other states or heads belong to.
+
+        Raises:
+            ArtifactError: if weights, tokenizer or dtype differ.
+        """
+        _require_same_target(self.label, self.target, target, ("weights", "tokenizer", "dtype"))
 
     def texts(self) -> StateTexts:
         """The texts, read from disk where they are needed."""
@@ -115,13 +123,30 @@ class Heads(Artifact):
         Raises:
             ArtifactError: if weights or tokenizer differ.
         """
-        mine = self.about["target"]
-        for part in ("weights", "tokenizer"):
-            if mine[part] != target[part]:
-                raise ArtifactError(
-                    f"{self.label}: heads of another target: {part} {mine[part][:12]}, this target "
-                    f"({target['checkpoint']}) has {target[part][:12]}; train heads on it"
-                )
+        _require_same_target(self.label, self.about["target"], target, ("weights", "tokenizer"))
+
+
+def _require_same_target(
+    label: str, mine: Mapping[str, Any], other: Mapping[str, Any], parts: Sequence[str]
+) -> None:
+    """Refuse what belongs to another target.
+
+    Args:
+        label: of the result that `mine` describes.
+        mine: as of `HiddenStates.target`.
+        other: the same of the target that is needed.
+        parts: keys that must be equal.
+
+    Raises:
+        ArtifactError: names the first that is not.
+    """
+    for part in parts:
+        if mine[part] != other[part]:
+            raise ArtifactError(
+                f"{label}: it belongs to another target ({mine['checkpoint']}): its {part} is "
+                f"{mine[part][:12]}, expected {other[part][:12]} ({other['checkpoint']}); make it "
+                "again with this target"
+            )
 
 
 def write_heads(

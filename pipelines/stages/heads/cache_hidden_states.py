@@ -59,15 +59,15 @@ class CacheHiddenStates(Stage):
                 prompts.append(start)
         if not texts:
             raise DataError(
-                f"{ctx.instance}: none of {len(traces['tokens'])} texts has {self.least_tokens} "
-                "tokens of answer before it loops; write longer ones, or set least_tokens lower"
+                f"none of {len(traces['tokens'])} texts has {self.least_tokens} tokens of answer "
+                "before it loops; write longer ones, or set least_tokens lower"
             )
         weights = frozen_weights(model)
         size = sum(map(len, texts)) * weights[0].shape[1] * weights[0].element_size()
         free = shutil.disk_usage(ctx.workdir).free
         if size > free:
             raise ArtifactError(
-                f"{ctx.instance}: the states of {sum(map(len, texts)):,} tokens take "
+                f"the states of {sum(map(len, texts)):,} tokens take "
                 f"{size / 1e9:.1f} GB, the disk has {free / 1e9:.1f}; write fewer texts"
             )
         ctx.log({"bytes_to_write": size})

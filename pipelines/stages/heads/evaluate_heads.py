@@ -1,4 +1,4 @@
-"""Judge trained heads on test texts: accuracy of each, and tokens per pass with trees of equal size."""
+"""Judge trained heads on test texts: each one's accuracy, and tokens per pass with equal trees."""
 
 from __future__ import annotations
 

@@ -80,6 +80,7 @@ class TrainHeads(Stage):
         from effllm.modules.training import fit
 
         states, heldout = ctx.input("states", HiddenStates), ctx.input("heldout", HiddenStates)
+        heldout.require_target(states.target)
         texts, judged = states.texts(), heldout.texts()
         token_ids = usual_tokens(texts.all_tokens(), self.vocabulary, states.target["special"])
         target = FrozenTarget.of(*states.weights(), token_ids)
