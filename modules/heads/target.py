@@ -1,4 +1,4 @@
-"""What drafting heads use of their target: the embedding, and the output head's rows of some tokens.
+"""What drafting heads use of their target: its embedding, and rows of its output head.
 
 They are frozen, and held outside of all modules: neither trained, nor stored with the heads. A hash
 of them says whether heads and target belong together.
