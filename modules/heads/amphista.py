@@ -66,7 +66,7 @@ class Amphista(HeadDrafter):
         self.encoder = nn.ModuleList(
             _encoder_layer(config, identity_start=identity_start) for _ in range(ae_layers)
         )
-        self.places = nn.Parameter(torch.zeros(heads if ae_layers else 0, config.hidden_size))
+        self.places = nn.Parameter(torch.zeros(heads, config.hidden_size)) if ae_layers else None
 
     def adapt(self, hidden: Tensor, embedded: Tensor, cache: Cache | None = None) -> Tensor:
         """Features of every position; see `HeadDrafter.adapt`."""
@@ -85,7 +85,7 @@ class Amphista(HeadDrafter):
 
     def _exchange(self, vectors: Tensor) -> Tensor:
         """The auto-embedding block: attention among the (n, K, C) heads of one position."""
-        if not self.encoder:
+        if self.places is None:
             return vectors
         vectors = vectors + self.places
         for layer in self.encoder:

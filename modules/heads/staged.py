@@ -23,13 +23,13 @@ class StagedAdaptation(nn.Module):
     """One or more causal blocks, each behind a map of features and token.
 
     Args:
-        config: of the target; blocks are of its family and sizes.
+        config: of the target; blocks are of its family and sizes, and see all of the text.
         layers: blocks.
         reads_token: read the token after each position too.
         identity_start: features are the hidden states at the start.
 
     Raises:
-        UnsupportedModelError: for targets without rotary positions or with sliding windows.
+        UnsupportedModelError: for targets without rotary positions.
 
     Source: Amphista (arXiv:2406.13170), Staged Adaptation layers; the formulas are ours, the
         paper's text was not available.
@@ -91,20 +91,15 @@ def _small_model(config: PretrainedConfig, layers: int) -> Any:
     small = copy.deepcopy(config)
     small.num_hidden_layers, small.vocab_size, small.dtype = layers, 8, torch.float32
     small.pad_token_id = small.bos_token_id = small.eos_token_id = None
-    kinds = getattr(small, "layer_types", None)
-    if kinds:
-        small.layer_types = kinds[:layers]
+    if getattr(small, "sliding_window", None) is not None:
+        small.sliding_window = None  # whatever the target does: a text is short
+    if getattr(small, "layer_types", None):
+        small.layer_types = ["full_attention"] * layers
     model: Any = AutoModelForCausalLM.from_config(small, attn_implementation="sdpa")
-    name = type(model).__name__
     if not hasattr(getattr(model, "model", None), "rotary_emb"):
         raise UnsupportedModelError(
-            f"{name}: staged layers need a target with rotary positions; take sa_layers=0"
-        )
-    slides = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
-    if slides or set(kinds or []) - {"full_attention"}:
-        raise UnsupportedModelError(
-            f"{name}: staged layers need full attention, this target has sliding windows or other "
-            "layers; take sa_layers=0"
+            f"{type(model).__name__}: staged layers need a target with rotary positions; take "
+            "sa_layers=0"
         )
     return model
 

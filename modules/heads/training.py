@@ -26,7 +26,8 @@ class HeadTraining(L.LightningModule):
         target: its frozen parts; neither trained nor stored.
         texts: to learn from.
         heldout: judge the heads while they learn.
-        judged_every: steps between two judgements; the first is before the first step.
+        judged_every: steps between two judgements; the first is before an epoch's first step, so
+            that a resumed training has the same.
         optimizer: factory, called with groups of parameters.
         attention_scale: learning rate of attention layers, relative to the others'.
         warmup: share of all steps with a rising learning rate; then it falls as a cosine.
@@ -65,7 +66,7 @@ class HeadTraining(L.LightningModule):
 
     def training_step(self, batch: list[Tensor], batch_index: int) -> Tensor:
         """Loss of some texts."""
-        if self.global_step % self.judged_every == 0:
+        if batch_index % self.judged_every == 0:
             ranks, _ = true_ranks(self.drafter, self.target, self.heldout, self.device)
             self.log_dict({f"heldout/{key}": value for key, value in accuracies(ranks).items()})
         texts = self.texts.batch(batch[0].tolist(), self.device)

@@ -43,7 +43,7 @@ class HiddenStates(Artifact):
         Raises:
             ArtifactError: if weights, tokenizer or dtype differ.
         """
-        _require_same_target(self.label, self.target, target, ("weights", "tokenizer", "dtype"))
+        _require_same_target(self.label, self.target, target, ("dtype", "weights", "tokenizer"))
 
     def texts(self) -> StateTexts:
         """The texts, read from disk where they are needed."""

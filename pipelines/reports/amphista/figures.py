@@ -50,20 +50,25 @@ def draw_curves(study: Study, folder: Path) -> Figure:
     with figure(folder, "curves", size=(9.5, 3.4), panels=len(arms), sharey=True) as panels:
         for axes, arm in zip([panels] if len(arms) == 1 else panels, arms, strict=True):
             trained = study.arms[arm][0].heads
-            every = int(trained.manifest["config"]["judged_every"])
-            steps = int(trained.manifest["metrics"]["steps"])
+            config, metrics = trained.manifest["config"], trained.manifest["metrics"]
+            steps = int(metrics["steps"])
+            epoch = steps // int(config["epochs"])
+            # Judged before every so many steps of an epoch, and after the last.
+            judged = [
+                first + step
+                for first in range(0, steps, epoch)
+                for step in range(0, epoch, int(config["judged_every"]))
+            ]
             with (trained.path / "curve.csv").open(newline="", encoding="utf-8") as file:
                 logged = {
                     (int(row["step"]) - 1, row["name"]): row["value"]
                     for row in csv.DictReader(file)
                 }
             for head in range(1, heads + 1):
-                # Judged before every so many steps, and after the last.
                 points = [
-                    (step, 100 * float(logged[step, f"heldout/top1/{head}"]))
-                    for step in range(0, steps, every)
+                    (step, 100 * float(logged[step, f"heldout/top1/{head}"])) for step in judged
                 ]
-                points.append((steps, 100 * trained.manifest["metrics"][f"heldout/top1/{head}"]))
+                points.append((steps, 100 * metrics[f"heldout/top1/{head}"]))
                 axes.plot(
                     *zip(*points, strict=True),
                     marker=".",

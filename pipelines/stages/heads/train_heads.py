@@ -16,6 +16,7 @@ from effllm.modules.ranges import (
     Share,
 )
 from effllm.pipelines.artifacts.heads import Heads, HiddenStates, write_heads, write_ranks
+from effllm.pipelines.files import link_or_copy
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class TrainHeads(Stage):
         vocabulary: tokens that heads can guess: the most frequent of the texts.
         epochs: passes over the texts.
         batch_texts: texts per step.
-        judged_every: steps between judgements on held-out texts.
+        judged_every: steps between judgements on held-out texts, from the first of an epoch on.
         optimizer: factory of the optimiser.
         attention_scale: learning rate of attention layers, relative to the others'.
         warmup: share of all steps with a rising learning rate.
@@ -87,6 +88,7 @@ class TrainHeads(Stage):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             drafter = self.drafter(states.config())
+        curve = ctx.progress_dir / "curve.csv"
         module = HeadTraining(
             drafter.train(),
             target,
@@ -111,8 +113,9 @@ class TrainHeads(Stage):
             seed=self.seed,
             precision=self.precision,
             progress=lambda done, total: ctx.progress(done, total, "step"),
-            curve=ctx.workdir / "curve.csv",
+            curve=curve,
         )
+        link_or_copy(curve, ctx.workdir / "curve.csv")
         drafter.to(ctx.device).eval()
         ranks, owners = true_ranks(drafter, target.to(ctx.device), judged, ctx.device)
         write_ranks(ctx.workdir, ranks, owners)
