@@ -1,7 +1,6 @@
 """What drafting heads use of their target: its embedding, and rows of its output head.
 
-They are frozen, and held outside of all modules: neither trained, nor stored with the heads. A hash
-of them says whether heads and target belong together.
+They are frozen, and held outside of all modules: neither trained, nor stored with the heads.
 """
 
 import dataclasses
@@ -75,14 +74,6 @@ def frozen_weights(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
             f"{embedding.shape[1]}; drafting heads need both equal"
         )
     return embedding.detach(), head.weight.detach()
-
-
-def weights_hash(embedding: Tensor, head: Tensor) -> str:
-    """SHA-256 of embedding and head, as they are stored."""
-    digest = hashlib.sha256()
-    for tensor in (embedding, head):
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from effllm.modules.errors import ArtifactError
 from effllm.pipelines.artifacts.base import Artifact
+from effllm.pipelines.artifacts.checkpoints import Checkpoint
 from effllm.pipelines.files import write_json, write_rows
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ class HiddenStates(Artifact):
     """A target's last hidden states on texts, and the frozen parts that heads need of it.
 
     `shard-*.safetensors` as `StateTexts` reads them, `parts.safetensors` with embedding and head,
-    the target's `config.json`, and `target.json`: hashes of the parts and of the tokenizer, dtype.
+    the target's `config.json`, and `target.json`: hashes of weights and tokenizer, dtype.
     """
 
     kind = "hidden states"
@@ -61,6 +63,24 @@ class HiddenStates(Artifact):
 
         stored = load_file(self.path / "parts.safetensors")
         return stored["embedding"], stored.get("head", stored["embedding"])
+
+
+def describe_target(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What heads must know of their target to be refused by another: `HiddenStates.target`.
+
+    `weights` is a hash over the checkpoint's files, so that it is the same in every precision.
+    """
+    from effllm.modules.heads.target import tokenizer_hash
+
+    tokenizer = checkpoint.load_tokenizer()
+    files = checkpoint.manifest["outputs"]
+    sums = sorted(files[name]["sha256"] for name in files if name.endswith(".safetensors"))
+    return {
+        "checkpoint": checkpoint.label,
+        "weights": hashlib.sha256("".join(sums).encode()).hexdigest(),
+        "tokenizer": tokenizer_hash(tokenizer),
+        "special": sorted(tokenizer.all_special_ids),
+    }
 
 
 def write_target(

@@ -10,7 +10,7 @@ from effllm.modules.errors import ArtifactError, DataError
 from effllm.modules.ranges import Dtype, PositiveInt
 from effllm.pipelines.artifacts.checkpoints import Checkpoint
 from effllm.pipelines.artifacts.decoding import Traces
-from effllm.pipelines.artifacts.heads import HiddenStates, write_target
+from effllm.pipelines.artifacts.heads import HiddenStates, describe_target, write_target
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 
 
@@ -44,7 +44,7 @@ class CacheHiddenStates(Stage):
         import torch
 
         from effllm.modules.heads.states import before_loop, last_hidden
-        from effllm.modules.heads.target import frozen_weights, tokenizer_hash, weights_hash
+        from effllm.modules.heads.target import frozen_weights
 
         checkpoint = ctx.input("model", Checkpoint)
         model = checkpoint.load_model(self.dtype, ctx.device, ctx.device_map)
@@ -88,13 +88,7 @@ class CacheHiddenStates(Stage):
                 ctx.save_progress(name, shard)
             ctx.keep_progress(name, f"{name}.safetensors")
             ctx.progress(number + 1, len(shards), "shard")
-        about = {
-            "checkpoint": checkpoint.label,
-            "weights": weights_hash(*weights),
-            "tokenizer": tokenizer_hash(checkpoint.load_tokenizer()),
-            "special": sorted(checkpoint.load_tokenizer().all_special_ids),
-            "dtype": self.dtype,
-        }
+        about = describe_target(checkpoint) | {"dtype": self.dtype}
         write_target(ctx.workdir, model, weights, about)
         return {
             "texts": len(texts),

@@ -11,7 +11,6 @@ from effllm.modules.heads.target import (
     FrozenTarget,
     frozen_weights,
     tokenizer_hash,
-    weights_hash,
 )
 from effllm.modules.modeling.tiny import tiny_model
 
@@ -75,12 +74,7 @@ def test_tokens_that_cannot_be_guessed_have_no_column(generator):
     torch.testing.assert_close(target.logits(weight[:2]), (weight[:2] @ weight.T)[:, [0, 4, 7, 19]])
 
 
-def test_hashes_know_another_target(tokenizer):
-    one, other = tiny_model("llama"), tiny_model("llama")
-    assert weights_hash(*frozen_weights(one)) == weights_hash(*frozen_weights(other))
-    with torch.no_grad():
-        other.get_output_embeddings().weight[3, 5] += 1e-3
-    assert weights_hash(*frozen_weights(one)) != weights_hash(*frozen_weights(other))
+def test_the_hash_of_a_tokenizer_knows_its_tokens(tokenizer):
     before = tokenizer_hash(tokenizer)
     tokenizer.add_tokens(["<new>"])
     assert tokenizer_hash(tokenizer) != before
