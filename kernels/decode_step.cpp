@@ -74,6 +74,7 @@ struct Pass {
   const int64_t *tokens, *positions;
   const uint8_t *seen;       // (count, count): whether a new token sees another
   float *logits;             // (rows, columns)
+  void *states;              // (count, hidden) after the last norm; null: not wanted
   int64_t start;             // cached tokens in front
   int32_t count, rows;       // new tokens; of the last `rows` logits are wanted
 };
@@ -375,6 +376,8 @@ template <class T> void run(const Model &model, const Pass &pass) {
       }
     }
     normalise_all(model.norm);
+    if (pass.states && thread == 0)
+      std::copy_n(normed.get(), int64_t(count) * hidden, static_cast<T *>(pass.states));
     const int skipped = count - pass.rows;
     multiply<T>(model.head, share(model.head.blocks, thread, threads),
                 normed.get() + int64_t(skipped) * hidden, pass.rows,

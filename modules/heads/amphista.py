@@ -51,7 +51,7 @@ class Amphista(HeadDrafter):
     ) -> None:
         super().__init__(heads)
         self.ae_position = ae_position
-        self.reads_token, self.reads_text = reads_token and sa_layers > 0, sa_layers > 0
+        self.reads_token, self.cached_layers = reads_token and sa_layers > 0, sa_layers
         self.staged = (
             StagedAdaptation(
                 config, sa_layers, reads_token=reads_token, identity_start=identity_start

@@ -21,11 +21,11 @@ class HeadDrafter(nn.Module):
 
     Attributes:
         reads_token: whether it reads token t + 1, which the target has just chosen.
-        reads_text: whether features of a position depend on those before it.
+        cached_layers: attention layers along the text, which keep a cache while decoding.
     """
 
     reads_token = False
-    reads_text = False
+    cached_layers = 0
 
     def __init__(self, heads: PositiveInt) -> None:
         super().__init__()
@@ -43,6 +43,11 @@ class HeadDrafter(nn.Module):
             (B, T, S, C) of S stages.
         """
         return hidden[:, :, None]
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether features of a position depend on those before it."""
+        return self.cached_layers > 0
 
     def guess(self, features: Tensor) -> Tensor:
         """(n, S, C) features of n positions -> (n, K, C) vectors for the target's head."""
