@@ -1,6 +1,7 @@
 """Trained heads, ready to draft."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -15,8 +16,10 @@ class LoadedHeads:
         drafter: in eval mode.
         token_ids: (n,) rising, the tokens that it can guess.
         ranks: (P, K) ranks of the true tokens on held-out texts; trees are chosen by them.
+        settings: what the drafter was made with, for reports.
     """
 
     drafter: HeadDrafter
     token_ids: Tensor
     ranks: Tensor
+    settings: dict[str, Any] = field(default_factory=dict)

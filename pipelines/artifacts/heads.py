@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
     from effllm.modules.heads.drafter import HeadDrafter
+    from effllm.modules.heads.loaded import LoadedHeads
     from effllm.modules.heads.states import StateTexts
     from effllm.modules.heads.target import FrozenTarget
 
@@ -133,6 +134,13 @@ class Heads(Artifact):
         token_ids = stored.pop("token_ids")
         drafter.load_state_dict(stored)
         return drafter.eval(), token_ids
+
+    def ready(self) -> LoadedHeads:
+        """The heads as a proposer needs them."""
+        from effllm.modules.heads.loaded import LoadedHeads
+
+        drafter, token_ids = self.load()
+        return LoadedHeads(drafter, token_ids, self.ranks()[0], self.about["settings"])
 
     def require_target(self, target: Mapping[str, Any]) -> None:
         """See that a target is the one that the heads were trained on.

@@ -31,7 +31,7 @@ def rows(report):
 def test_every_arm_is_there_with_its_seeds(rows):
     assert {arm: row["seed"] for arm, row in rows.items()} == {
         "Medusa-1": [0, 1, 2],
-        "Medusa, 3 blocks per head": [0, 1, 2],
+        "Medusa, 3 blocks": [0, 1, 2],
         "Medusa + chosen token": [0],
         "Amphista": [0, 1, 2],
         "Amphista without encoder": [0],
@@ -62,6 +62,29 @@ def test_the_page_says_what_it_must(report):
         assert (report / "figures" / f"{name}.csv").is_file()
 
 
+def test_every_arm_decodes_the_text_of_generate(outputs):
+    (file,) = (outputs / "artifacts" / "bench_heads").glob("*/predictions.jsonl")
+    found = [json.loads(line) for line in file.read_text().splitlines()]
+    texts = {(row["set"], row["id"]): row["output"] for row in found}
+    arms = {row["set"] for row in found}
+    heads = {"medusa_8", "medusa_matched_8", "amphista_4", "amphista_8", "amphista_16"}
+    assert arms == {"plain", "generate", "lookup", *heads}
+    for (_, prompt), output in texts.items():
+        assert output == texts["generate", prompt]
+    for row in found:
+        if row["set"] in heads:
+            assert row["emitted"] == row["tokens"] - 1 and row["rounds"] <= row["emitted"]
+            assert row["drafted"] <= row["rounds"] * int(row["set"].rpartition("_")[2])
+            assert 0 < row["draft_passes"] <= row["rounds"]
+
+
+def test_the_page_names_heads_as_heads(report):
+    text = (report / "report.md").read_text()
+    for title in ("Medusa-1, 8 nodes: exact", "Amphista, 16 nodes: exact"):
+        assert f"| {title} |" in text
+    assert "Prompt lookup, K=12: exact" in text
+
+
 def test_the_learning_curve_begins_with_the_targets_own_head(report):
     """Before the first step all drafters say the same."""
     with (report / "figures" / "curves.csv").open(newline="") as file:
@@ -69,7 +92,7 @@ def test_the_learning_curve_begins_with_the_targets_own_head(report):
     for head in "1234":
         starts = {r["right_percent"] for r in found if r["step"] == "0" and r["head"] == head}
         assert len(starts) == 1
-    assert {row["arm"] for row in found} == {"Medusa-1", "Medusa, 3 blocks per head", "Amphista"}
+    assert {row["arm"] for row in found} == {"Medusa-1", "Medusa, 3 blocks", "Amphista"}
 
 
 def test_verdicts_follow_from_the_numbers(outputs):

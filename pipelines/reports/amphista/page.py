@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from effllm.pipelines.artifacts.base import Artifact
-from effllm.pipelines.reports.amphista import claims, figures, tables
+from effllm.pipelines.reports import decoding
+from effllm.pipelines.reports.amphista import claims, figures, speed, tables
 from effllm.pipelines.reports.amphista.scores import AMPHISTA, Study
 from effllm.pipelines.reports.frame import cost, smoke_warning
 from effllm.pipelines.reports.page import Heading, Page, Text
@@ -39,15 +40,21 @@ def write_page(
     page.add(Heading("Tokens per pass at equal trees"), tables.tau_table(study))
     if AMPHISTA in study.arms:
         page.add(tables.gain_table(study))
-    page.add(
-        Heading("What the paper claims, and what these numbers say"),
-        *shown_at(scale, claims.verdicts(study, short_name(target))),
-    )
+    bench = speed.bench_of(results, resamples)
+    verdicts = claims.verdicts(study, short_name(target))
+    if bench is not None:
+        verdicts += speed.verdicts(bench)
+    claimed = Heading("What the paper claims, and what these numbers say")
+    page.add(claimed, *shown_at(scale, verdicts))
     page.add(figures.draw_tau(study, folder))
     page.add(Heading("How often each head is right"), tables.accuracy_table(study))
     page.add(figures.draw_curves(study, folder))
     if AMPHISTA in study.arms:
         page.add(Heading("The tree"), figures.draw_tree(study, claims.middle(study), folder))
+    if bench is not None:
+        page.add(Heading("Decoding"), decoding.speed_table(bench))
+        page.add(speed.promise_table(bench, study), decoding.cost_table(bench))
+        page.add(decoding.group_table(bench), decoding.text_table(bench))
     page.add(Heading("The texts"), Text(_texts(results)))
     page.add(Heading("Beside the paper"), tables.paper_table())
     page.add(Heading("Cost and provenance"), cost(results))

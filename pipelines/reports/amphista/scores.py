@@ -11,6 +11,7 @@ import numpy as np
 from effllm.modules.evaluation.intervals import Interval, estimate, over_seeds
 from effllm.pipelines.artifacts.base import Artifact
 from effllm.pipelines.artifacts.heads import Heads, HeadScores
+from effllm.pipelines.reports.arms import head_title
 
 AMPHISTA, MEDUSA, TOKEN = "Amphista", "Medusa-1", "Medusa + chosen token"
 
@@ -36,25 +37,7 @@ class Trained:
     def title(self) -> str:
         """What it is, read off its class and settings."""
         about = self.heads.about
-        settings = about["settings"]
-        match about["class"]:
-            case "Medusa" if settings["layers"] > 1:
-                return f"Medusa, {settings['layers']} blocks per head"
-            case "Medusa":
-                return MEDUSA
-            case "MedusaToken":
-                return TOKEN
-        missing = [
-            name
-            for name, there in (
-                ("encoder", settings["ae_layers"]),
-                ("staged layers", settings["sa_layers"]),
-                ("chosen token", settings["reads_token"]),
-                ("identity start", settings["identity_start"]),
-            )
-            if not there
-        ]
-        return f"{AMPHISTA} without {' and '.join(missing)}" if missing else AMPHISTA
+        return head_title(about["class"], about["settings"])
 
 
 @dataclass(frozen=True)
