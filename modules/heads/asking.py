@@ -60,7 +60,11 @@ def ask(
 
 @torch.no_grad()
 def true_ranks(
-    drafter: HeadDrafter, target: FrozenTarget, texts: StateTexts, device: str | torch.device
+    drafter: HeadDrafter,
+    target: FrozenTarget,
+    texts: StateTexts,
+    device: str | torch.device,
+    count: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Rank that each head gives to the true token, wherever all heads have one.
 
@@ -69,14 +73,16 @@ def true_ranks(
         target: parts of the model that wrote the texts.
         texts: with hidden states.
         device: of drafter and target.
+        count: the first so many texts only; all if None.
 
     Returns:
         (P, K) int32 ranks, 0 = first guess, ties to the lower column; V for tokens that heads
         cannot guess. And (P,) the text of each position.
     """
     ranks, owners = [], []
-    for first in range(0, len(texts), _ASKED_TOGETHER):
-        chosen = range(first, min(first + _ASKED_TOGETHER, len(texts)))
+    stop = len(texts) if count is None else min(count, len(texts))
+    for first in range(0, stop, _ASKED_TOGETHER):
+        chosen = range(first, min(first + _ASKED_TOGETHER, stop))
         asked = ask(drafter, target, texts.batch(chosen, device), whole=True)
         logits, labels = asked.logits, asked.labels
         mine = logits.gather(2, labels.clamp(min=0)[..., None])

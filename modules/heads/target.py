@@ -55,6 +55,25 @@ class FrozenTarget:
         return torch.where(self.token_ids[found] == tokens, found, -1)
 
 
+def with_lowest(token_ids: Tensor, count: int, vocabulary: int) -> Tensor:
+    """Some tokens, and the lowest others until there are `count`.
+
+    Tokenizers number tokens by how early they were merged, so low numbers are usual tokens; few
+    texts do not hold all that heads will have to guess.
+
+    Args:
+        token_ids: (n,) token ids.
+        count: tokens wanted; `token_ids` if they are as many already.
+        vocabulary: tokens that there are.
+
+    Returns:
+        (max(n, min(count, vocabulary)),) rising token ids.
+    """
+    known = set(token_ids.tolist())
+    others = [token for token in range(vocabulary) if token not in known]
+    return torch.tensor(sorted([*known, *others[: max(0, count - len(known))]]))
+
+
 def frozen_weights(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
     """The (V, C) embedding and the (V, C) head of a model, one and the same if they are tied.
 

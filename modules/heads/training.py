@@ -28,6 +28,7 @@ class HeadTraining(L.LightningModule):
         heldout: judge the heads while they learn.
         judged_every: steps between two judgements; the first is before an epoch's first step, so
             that a resumed training has the same.
+        judged_texts: first so many held-out texts that do it.
         optimizer: factory, called with groups of parameters.
         attention_scale: learning rate of attention layers, relative to the others'.
         warmup: share of all steps with a rising learning rate; then it falls as a cosine.
@@ -45,6 +46,7 @@ class HeadTraining(L.LightningModule):
         heldout: StateTexts,
         *,
         judged_every: int,
+        judged_texts: int,
         optimizer: OptimizerFactory,
         attention_scale: float,
         warmup: float,
@@ -55,7 +57,8 @@ class HeadTraining(L.LightningModule):
     ) -> None:
         super().__init__()
         self.drafter, self.target = drafter, target
-        self.texts, self.heldout, self.judged_every = texts, heldout, judged_every
+        self.texts, self.heldout = texts, heldout
+        self.judged_every, self.judged_texts = judged_every, judged_texts
         self.optimizer, self.attention_scale = optimizer, attention_scale
         self.warmup, self.clip_norm = warmup, clip_norm
         self.decay, self.ce_weight, self.kd_weight = decay, ce_weight, kd_weight
@@ -67,7 +70,9 @@ class HeadTraining(L.LightningModule):
     def training_step(self, batch: list[Tensor], batch_index: int) -> Tensor:
         """Loss of some texts."""
         if batch_index % self.judged_every == 0:
-            ranks, _ = true_ranks(self.drafter, self.target, self.heldout, self.device)
+            ranks, _ = true_ranks(
+                self.drafter, self.target, self.heldout, self.device, self.judged_texts
+            )
             self.log_dict({f"heldout/{key}": value for key, value in accuracies(ranks).items()})
         texts = self.texts.batch(batch[0].tolist(), self.device)
         asked = ask(self.drafter, self.target, texts)

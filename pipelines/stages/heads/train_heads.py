@@ -30,10 +30,12 @@ class TrainHeads(Stage):
 
     Args:
         drafter: factory of the heads; given the target's configuration.
-        vocabulary: tokens that heads can guess: the most frequent of the texts.
+        vocabulary: tokens that heads can guess: the most frequent of the texts, and then the first
+            of the tokenizer.
         epochs: passes over the texts.
         batch_texts: texts per step.
         judged_every: steps between judgements on held-out texts, from the first of an epoch on.
+        judged_texts: first so many held-out texts that do this; all of them judge the end.
         optimizer: factory of the optimiser.
         attention_scale: learning rate of attention layers, relative to the others'.
         warmup: share of all steps with a rising learning rate.
@@ -53,6 +55,7 @@ class TrainHeads(Stage):
     epochs: PositiveInt
     batch_texts: PositiveInt
     judged_every: PositiveInt
+    judged_texts: PositiveInt
     optimizer: OptimizerFactory
     attention_scale: PositiveFloat
     warmup: Fraction
@@ -76,15 +79,17 @@ class TrainHeads(Stage):
 
         from effllm.modules.drafting.shape import usual_tokens
         from effllm.modules.heads.asking import accuracies, true_ranks
-        from effllm.modules.heads.target import FrozenTarget
+        from effllm.modules.heads.target import FrozenTarget, with_lowest
         from effllm.modules.heads.training import HeadTraining
         from effllm.modules.training import fit
 
         states, heldout = ctx.input("states", HiddenStates), ctx.input("heldout", HiddenStates)
         heldout.require_target(states.target)
         texts, judged = states.texts(), heldout.texts()
-        token_ids = usual_tokens(texts.all_tokens(), self.vocabulary, states.target["special"])
-        target = FrozenTarget.of(*states.weights(), token_ids)
+        weights, special = states.weights(), states.target["special"]
+        known = usual_tokens(texts.all_tokens(), self.vocabulary, special)
+        token_ids = with_lowest(known, self.vocabulary, len(weights[0]))
+        target = FrozenTarget.of(*weights, token_ids)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             drafter = self.drafter(states.config())
@@ -95,6 +100,7 @@ class TrainHeads(Stage):
             texts,
             judged,
             judged_every=self.judged_every,
+            judged_texts=self.judged_texts,
             optimizer=self.optimizer,
             attention_scale=self.attention_scale,
             warmup=self.warmup,

@@ -11,6 +11,7 @@ from effllm.modules.heads.target import (
     FrozenTarget,
     frozen_weights,
     tokenizer_hash,
+    with_lowest,
 )
 from effllm.modules.modeling.tiny import tiny_model
 
@@ -72,6 +73,13 @@ def test_tokens_that_cannot_be_guessed_have_no_column(generator):
         [-1, 1],
     ]
     torch.testing.assert_close(target.logits(weight[:2]), (weight[:2] @ weight.T)[:, [0, 4, 7, 19]])
+
+
+def test_few_texts_are_filled_up_with_the_first_tokens_of_the_tokenizer():
+    found = with_lowest(torch.tensor([1, 7, 300]), 6, 1000)
+    assert found.tolist() == [0, 1, 2, 3, 7, 300]
+    assert with_lowest(torch.tensor([4, 2]), 1, 1000).tolist() == [2, 4]
+    assert with_lowest(torch.tensor([4]), 99, 6).tolist() == [0, 1, 2, 3, 4, 5]
 
 
 def test_the_hash_of_a_tokenizer_knows_its_tokens(tokenizer):

@@ -35,6 +35,7 @@ def adamw(parameters):
 def training(drafter, target, texts, **settings):
     given = {
         "judged_every": 1000,
+        "judged_texts": 3,
         "optimizer": adamw,
         "attention_scale": 0.5,
         "warmup": 0.05,
