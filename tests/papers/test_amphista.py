@@ -129,3 +129,36 @@ def test_verdicts_follow_from_the_numbers(outputs):
         assert any(one.startswith("target = tiny_llama") for one in verdict.conditions) or (
             verdict.outcome == "inconclusive"
         )
+
+
+def test_generate_finds_the_heads_of_the_last_run(outputs, tmp_path, capsys):
+    common = ["model=tiny_llama", "dtype=float32", "max_new_tokens=12"]
+    mine = [*common, f"paths.outputs={outputs}"]
+    assert main(["generate", "hello, 'you'", *mine, "decoder=plain"]) == 0
+    plain = capsys.readouterr().out
+    assert main(["generate", "hello, 'you'", *mine, "decoder=amphista"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == plain and "drafted tokens kept" in shown.err
+    empty = [*common, f"paths.outputs={tmp_path}", "decoder=amphista"]
+    assert main(["generate", "hello", *empty]) == 1
+    assert "no Amphista heads of this model; train some" in capsys.readouterr().err
+
+
+def test_generate_takes_named_heads_and_refuses_those_of_another_model(outputs, capsys):
+    common = [f"paths.outputs={outputs}", "dtype=float32", "max_new_tokens=8", "decoder=amphista"]
+    medusa = next(
+        folder.name
+        for folder in (outputs / "artifacts" / "train_heads").iterdir()
+        if json.loads((folder / "heads.json").read_text())["class"] == "MedusaToken"
+    )
+    named = ["draft=checkpoint", f"draft.ref=train_heads/{medusa}"]
+    assert main(["generate", "hello", "model=tiny_llama", *common, *named]) == 0
+    capsys.readouterr()
+    assert main(["generate", "hello", "model=tiny_qwen", *common, *named]) == 1
+    assert "belongs to another target" in capsys.readouterr().err
+    (text,) = [one.name for one in (outputs / "artifacts" / "import_model").iterdir()][:1]
+    wrong = ["draft=checkpoint", f"draft.ref=import_model/{text}"]
+    assert main(["generate", "hello", "model=tiny_llama", *common, *wrong]) == 1
+    assert "holds no heads" in capsys.readouterr().err
+    assert main(["generate", "hello", "model=tiny_llama", *common, "draft=first_layers"]) == 1
+    assert "drafts by trained heads" in capsys.readouterr().err
