@@ -18,7 +18,18 @@
 
 namespace {
 
-constexpr int kTokens = 16; // most tokens that share a loaded weight
+// Sums must stay in registers, so they are held in parts as wide as one: compilers keep wider vectors
+// in memory. kTokens: most tokens that share a loaded weight; that many sums are held at a time.
+#if defined(__AVX512F__)
+constexpr int kPart = 16, kTokens = 16;
+#elif defined(__AVX__)
+constexpr int kPart = 8, kTokens = 6;
+#else
+constexpr int kPart = 4, kTokens = 6;
+#endif
+constexpr int kParts = kLanes / kPart;
+using PartFloats = float __attribute__((vector_size(4 * kPart)));
+using PartWords = uint32_t __attribute__((vector_size(4 * kPart)));
 constexpr int kAhead = 64;  // words between the one in use and the one asked for
 constexpr int kQueries = 8; // most queries that share a loaded key or value
 constexpr int kChunk = 64;  // cached tokens that one thread attends to at a time
@@ -26,12 +37,12 @@ constexpr int kRows = 128;  // queries scored against a block of keys at a time
 constexpr float kHidden = -1e30f;
 
 // sum + weight * input, per lane; the word of the input is the same for all lanes.
-template <class T> Floats accumulate(Floats sum, Words weight, uint32_t input) {
-  if constexpr (sizeof(T) == sizeof(float)) return sum + as<Floats>(weight) * as<float>(input);
+template <class T, class Sum, class Weight> Sum accumulate(Sum sum, Weight weight, uint32_t input) {
+  if constexpr (sizeof(T) == sizeof(float)) return sum + as<Sum>(weight) * as<float>(input);
 #if defined(__AVX512BF16__)
   return _mm512_dpbf16_ps(sum, as<__m512bh>(weight), as<__m512bh>(_mm512_set1_epi32(int(input))));
 #else
-  const Floats low = as<Floats>(weight << 16), high = as<Floats>(weight & 0xffff0000u);
+  const Sum low = as<Sum>(weight << 16), high = as<Sum>(weight & 0xffff0000u);
   return sum + low * as<float>(input << 16) + high * as<float>(input & 0xffff0000u);
 #endif
 }
@@ -74,6 +85,7 @@ struct Pass {
   const int64_t *tokens, *positions;
   const uint8_t *seen;       // (count, count): whether a new token sees another
   float *logits;             // (rows, columns)
+  void *states;              // (count, hidden) after the last norm; null: not wanted
   int64_t start;             // cached tokens in front
   int32_t count, rows;       // new tokens; of the last `rows` logits are wanted
 };
@@ -95,17 +107,22 @@ void multiply_tile(const Product &product, int64_t block, const uint32_t *input,
                    const Sink &sink) {
   const uint32_t *weight = product.packed + block * product.words * kLanes;
   input += int64_t(first) * product.words;
-  Floats sums[TOKENS] = {};
+  PartFloats sums[TOKENS][kParts] = {};
   for (int word = 0; word < product.words; ++word) {
     const uint32_t *place = weight + int64_t(word) * kLanes;
-    const Words rows = load<Words>(place);
     __builtin_prefetch(place + kAhead * kLanes);
-    for (int token = 0; token < TOKENS; ++token)
-      sums[token] = accumulate<T>(sums[token], rows, input[int64_t(token) * product.words + word]);
+    PartWords rows[kParts];
+    for (int part = 0; part < kParts; ++part) rows[part] = load<PartWords>(place + part * kPart);
+    for (int token = 0; token < TOKENS; ++token) {
+      const uint32_t shared = input[int64_t(token) * product.words + word];
+      for (int part = 0; part < kParts; ++part)
+        sums[token][part] = accumulate<T>(sums[token][part], rows[part], shared);
+    }
   }
   for (int token = 0; token < TOKENS; ++token) {
-    if (product.bias) sums[token] += load<Floats>(product.bias + block * kLanes);
-    sink(block, first + token, sums[token]);
+    Floats sum = load<Floats>(sums[token]);
+    if (product.bias) sum += load<Floats>(product.bias + block * kLanes);
+    sink(block, first + token, sum);
   }
 }
 
@@ -375,6 +392,8 @@ template <class T> void run(const Model &model, const Pass &pass) {
       }
     }
     normalise_all(model.norm);
+    if (pass.states && thread == 0)
+      std::copy_n(normed.get(), int64_t(count) * hidden, static_cast<T *>(pass.states));
     const int skipped = count - pass.rows;
     multiply<T>(model.head, share(model.head.blocks, thread, threads),
                 normed.get() + int64_t(skipped) * hidden, pass.rows,

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from effllm.modules.decoding.session import Session
 from effllm.modules.errors import ConfigError
+from effllm.modules.heads.loaded import LoadedHeads
 from effllm.modules.inference.runner import ModelRunner
 
 NEEDS_DRAFT = (
@@ -22,7 +23,7 @@ def join_session(
     verifier: Any,
     target: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    draft: PreTrainedModel | None,
+    draft: PreTrainedModel | LoadedHeads | None,
     *,
     stop_strings: tuple[str, ...] = (),
     text: bool = True,
@@ -30,11 +31,12 @@ def join_session(
     """A session of built parts; a factory of a proposer is given its models here.
 
     Args:
-        proposer: a proposer, or a factory called with `runner` and `vocabulary`.
+        proposer: a proposer, or a factory called with `runner` and `vocabulary`; of one that drafts
+            by heads, with `heads` and `model`.
         verifier: FLy's is told which tokens are special.
         target: the model whose text is wanted.
         tokenizer: its tokenizer.
-        draft: for factories.
+        draft: for factories; trained heads are told apart by their type.
         stop_strings: the text ends in front of the first of these.
         text: whether the session also decodes text.
 
@@ -45,7 +47,10 @@ def join_session(
     if isinstance(proposer, partial):
         if draft is None:
             raise ConfigError(NEEDS_DRAFT)
-        proposer = proposer(runner=ModelRunner(draft), vocabulary=runner.vocabulary)
+        if isinstance(draft, LoadedHeads):
+            proposer = proposer(heads=draft, model=target)
+        else:
+            proposer = proposer(runner=ModelRunner(draft), vocabulary=runner.vocabulary)
     if "protected" in {field.name for field in dataclasses.fields(verifier)}:
         verifier = dataclasses.replace(verifier, protected=frozenset(tokenizer.all_special_ids))
     return Session(

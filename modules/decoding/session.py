@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from effllm.modules.decoding.proposers.base import Proposer
+from effllm.modules.decoding.proposers.base import Proposer, StateReader
 from effllm.modules.decoding.proposers.draft_tree import DraftTree
 from effllm.modules.decoding.records import Generation, RoundRecord
 from effllm.modules.decoding.sampling import draw
@@ -53,7 +54,9 @@ class Session:
     stop_strings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if isinstance(self.proposer, DraftTree):
+        reader = self.proposer if isinstance(self.proposer, StateReader) else None
+        self._reader, self.target.keeps_states = reader, reader is not None
+        if isinstance(self.proposer, DraftTree | StateReader):
             if not isinstance(self.verifier, Exact):
                 name = type(self.verifier).__name__
                 raise ConfigError(f"{name} judges chains only; draft chains, or take Exact")
@@ -100,7 +103,11 @@ class Session:
         try:
             if room > 0:
                 self.proposer.start(prompt, self.ends)
+                if self._reader is not None:
+                    self.target.reset()  # states of what is cached already are gone
                 logits = self.target.sync(prompt)
+                if self._reader is not None:
+                    self._reader.observe(self._states())
                 if self.verifier.sampling.greedy:
                     first = best_tokens(logits)[0]
                 else:
@@ -148,7 +155,10 @@ class Session:
         verified = clock()
         decision = self.verifier.verify(block, logits, draws[0])
         decided = clock()
-        self.target.keep(prefix, [0, *(node + 1 for node in decision.path)])
+        kept = [0, *(node + 1 for node in decision.path)]
+        self.target.keep(prefix, kept)
+        if self._reader is not None:
+            self._reader.observe(self._states()[kept])
         fresh = [*(block.tokens[node] for node in decision.path), decision.next_token]
         emitted = output.add(fresh, room)
         committed += emitted
@@ -165,6 +175,10 @@ class Session:
             draft_passes=self.proposer.passes - passes,
             events=decision.events,
         )
+
+    def _states(self) -> Tensor:
+        assert self.target.states is not None
+        return self.target.states
 
     def _room(self, prompt: Sequence[int], max_new_tokens: int) -> int:
         """Tokens that may be decoded within the budget and the model's context."""

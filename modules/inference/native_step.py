@@ -74,6 +74,7 @@ class _Pass(ctypes.Structure):
         ("positions", c_void_p),
         ("seen", c_void_p),
         ("logits", c_void_p),
+        ("states", c_void_p),
         ("start", c_int64),
         ("count", c_int32),
         ("rows", c_int32),
@@ -138,6 +139,7 @@ class NativeSteps:
         rows: int,
         depths: Sequence[int],
         seen: Tensor,
+        states: Tensor | None = None,
     ) -> Tensor:
         """One pass; the states of the new tokens are appended to the cache.
 
@@ -148,6 +150,7 @@ class NativeSteps:
             rows: logits wanted, counted from the last token.
             depths: position of each token, counted from `start`.
             seen: (n, n) bool, whether a new token sees another; contiguous.
+            states: (n, C) of the model's dtype, filled with the states that the head reads.
 
         Returns:
             (rows, V) float32.
@@ -162,6 +165,7 @@ class NativeSteps:
             positions=ctypes.addressof(positions),
             seen=seen.data_ptr(),
             logits=logits.data_ptr(),
+            states=None if states is None else states.data_ptr(),
             start=start,
             count=count,
             rows=rows,

@@ -38,6 +38,8 @@ class ModelRunner:
         vocabulary: token ids that can be fed are below this.
         token_ids: (n,) the token of each column of the logits; None if column i is token i.
         no_trees: why trees cannot be judged; empty if they can.
+        keeps_states: set to have `states` after every call of `advance`.
+        states: (n, C) what the head read of the n tokens fed last, in the model's dtype.
 
     Raises:
         UnsupportedModelError: for models whose state cannot be rolled back.
@@ -59,6 +61,8 @@ class ModelRunner:
         self.mixed, slides = any(kinds) and not all(kinds), any(kinds)
         self.window: int | None = config.sliding_window if slides else None
         self.no_trees = tree_obstacle(model)
+        self.keeps_states = False
+        self.states: Tensor | None = None
         self.limit = int(getattr(config, "max_position_embeddings", 0)) or None
         self.reset()
 
@@ -103,8 +107,15 @@ class ModelRunner:
             logits = self._compiled_passes(self.steps, tokens, rows or count)
         else:
             depths, seen = tree_layout(parents)
+            self.states = self._room_for_states(count)
             logits = self.steps.advance(
-                tokens, self.cache, start, rows=rows or count, depths=depths, seen=seen
+                tokens,
+                self.cache,
+                start,
+                rows=rows or count,
+                depths=depths,
+                seen=seen,
+                states=self.states,
             )
         self.ids += tokens
         self.passes += 1
@@ -123,6 +134,7 @@ class ModelRunner:
     def _compiled_passes(self, steps: NativeSteps, tokens: Sequence[int], rows: int) -> Tensor:
         """A chain, a few tokens at a time: what is between two layers stays in the processor."""
         found = []
+        self.states = self._room_for_states(len(tokens))
         for first in range(0, len(tokens), _STRETCH):
             part = tokens[first : first + _STRETCH]
             here = range(first, first + len(part))
@@ -135,9 +147,16 @@ class ModelRunner:
                     rows=wanted,
                     depths=range(len(part)),
                     seen=_chain(len(part)),
+                    states=None if self.states is None else self.states[first:],
                 )
             )
         return found[0] if len(found) == 1 else torch.cat(found)
+
+    def _room_for_states(self, count: int) -> Tensor | None:
+        if not self.keeps_states:
+            return None
+        width = self.model.get_input_embeddings().weight.shape[1]
+        return torch.empty(count, width, dtype=self.model.dtype)
 
     def _pass(self, tokens: Sequence[int], rows: int, parents: Sequence[int] | None) -> Tensor:
         """A pass of the model itself."""
@@ -155,6 +174,7 @@ class ModelRunner:
             past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=rows,
+            output_hidden_states=self.keeps_states,
             **extra,
         )
         if any(layer.length != start + count for layer in self.cache.slots):
@@ -162,6 +182,8 @@ class ModelRunner:
                 f"{type(self.model).__name__}: not all of its layers fill the cache that they are "
                 "given; speculative decoding needs that"
             )
+        if self.keeps_states:
+            self.states = output.hidden_states[-1][0]
         logits: Tensor = output.logits[0]
         return logits.float()
 

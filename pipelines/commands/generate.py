@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from effllm.modules.errors import ConfigError
 from effllm.pipelines.artifacts.checkpoints import Checkpoint
+from effllm.pipelines.artifacts.heads import Heads, describe_target
 from effllm.pipelines.commands.asked import (
     FirstLayers,
     NoDraft,
@@ -30,6 +31,7 @@ from effllm.pipelines.stages.decoding.loading import DecodingArm
 
 if TYPE_CHECKING:
     from effllm.modules.decoding.records import Generation
+    from effllm.modules.heads.loaded import LoadedHeads
 
 
 def generate_command(arguments: Sequence[str]) -> int:
@@ -51,15 +53,23 @@ def generate_command(arguments: Sequence[str]) -> int:
 
     decoder = build("decoder", DecodingArm, settings.decoder.model_dump())
     proposer, verifier = decoder["proposer"], decoder["verifier"]
-    _check_draft(proposer, settings.draft)
+    by_heads = _drafts_by_heads(proposer)
+    if not by_heads:
+        _check_draft(proposer, settings.draft)
+    elif settings.draft.kind == "first_layers":
+        raise ConfigError(
+            "draft=first_layers: this decoder drafts by trained heads; leave out draft=…, or name "
+            "them: draft=checkpoint draft.ref=train_heads/<digest>"
+        )
     device = choose_device(settings.trainer.device)
     store = Store(Path(settings.paths.outputs))
-    stored = _stored_draft(settings.draft, store)
+    stored = None if by_heads else _stored_draft(settings.draft, store)
     checkpoint = imported(settings.model, store)
     tokenizer = checkpoint.load_tokenizer()
     system = settings.system if asked.system is None else asked.system
     prompt = encode_prompt(tokenizer, asked.prompt, chat=settings.chat, system=system)
     checkpoint.require_context(len(prompt), "the prompt")
+    heads = _heads(settings.draft, checkpoint, store) if by_heads else None
 
     from effllm.modules.decoding.early_exit import first_layers
     from effllm.modules.inference.fast_path import speed_up
@@ -76,7 +86,7 @@ def generate_command(arguments: Sequence[str]) -> int:
     if draft is not None:
         speed_up(draft)
     session = join_session(
-        proposer, verifier, model, tokenizer, draft, stop_strings=tuple(settings.stop)
+        proposer, verifier, model, tokenizer, heads or draft, stop_strings=tuple(settings.stop)
     )
 
     def show(piece: str) -> None:
@@ -109,6 +119,45 @@ def _check_draft(proposer: Any, draft: NoDraft | FirstLayers | StoredDraft) -> N
             f"draft={draft.kind}: this decoder drafts without a model; take decoder=draft, "
             "draft_tree or draft_fly, or leave out draft=…"
         )
+
+
+def _drafts_by_heads(proposer: Any) -> bool:
+    """Whether a proposer, or a factory of one, drafts from the target's hidden states."""
+    from effllm.modules.decoding.proposers.base import StateReader
+
+    return isinstance(proposer, partial) and issubclass(proposer.func, StateReader)  # type: ignore[arg-type]
+
+
+def _heads(
+    draft: NoDraft | FirstLayers | StoredDraft, checkpoint: Checkpoint, store: Store
+) -> LoadedHeads:
+    """The heads that were named, or Amphista's that were trained last on this model.
+
+    Raises:
+        ConfigError: if the store has none.
+        ArtifactError: if they belong to another model.
+    """
+    target = describe_target(checkpoint)
+    if isinstance(draft, StoredDraft):
+        wanted = [store.find(draft.ref)[1]]
+    else:
+        wanted = [one for _, one in store.manifests() if one["stage"] == "train_heads"]
+        wanted.sort(key=lambda one: str(one["timing"]["finished"]), reverse=True)
+    for manifest in wanted:
+        found = store.open(manifest["stage"], manifest["digest"], Heads)
+        if not isinstance(found, Heads) or not (found.path / "heads.json").is_file():
+            raise ConfigError(f"{manifest['stage']}/{manifest['digest'][:12]} holds no heads")
+        if isinstance(draft, StoredDraft):
+            found.require_target(target)
+            return found.ready()
+        about = found.about
+        whole = about["settings"].get("ae_layers") and about["settings"].get("sa_layers")
+        if whole and about["target"]["weights"] == target["weights"]:
+            return found.ready()
+    raise ConfigError(
+        f"{store.root} has no Amphista heads of this model; train some: effllm run paper=amphista "
+        "execute.until=amphista_0.heads"
+    )
 
 
 def _stored_draft(draft: NoDraft | FirstLayers | StoredDraft, store: Store) -> Checkpoint | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +30,8 @@ class Arm:
     def tokens(self) -> int:
         """Most tokens drafted per round (K)."""
         proposer = self.about["proposer"] or {}
-        return int(proposer.get("tokens", sum(self._widths) or self.about["drafted"] or 0))
+        drafted = sum(self._widths) or proposer.get("nodes") or self.about["drafted"] or 0
+        return int(proposer.get("tokens", drafted))
 
     @property
     def verifier(self) -> dict[str, Any]:
@@ -44,7 +46,13 @@ class Arm:
     @property
     def drafts_chain(self) -> bool:
         """Whether its drafts are chains, made without prompt lookup inside the drafter."""
-        return self.speculates and not self._widths and not self.about["proposer"]["lookup"]
+        tree = self._widths or self.by_heads
+        return self.speculates and not tree and not self.about["proposer"]["lookup"]
+
+    @property
+    def by_heads(self) -> bool:
+        """Whether heads on the target's hidden state draft."""
+        return "heads" in (self.about["draft"] or {})
 
     @property
     def is_fly(self) -> bool:
@@ -59,6 +67,8 @@ class Arm:
         if self.about["library"] or not self.speculates:
             return ""
         draft, name = self.about["draft"], "prompt lookup"
+        if self.by_heads:
+            return f"{head_title(draft['heads'], draft['settings'])}, {self.tokens} nodes"
         if draft is not None:
             name = f"draft model of {draft['parameters'] / 1e6:.3g}M"
             if draft["of_layers"]:
@@ -107,3 +117,24 @@ class Arm:
     @property
     def _kind(self) -> str:
         return str(self.verifier.get("class", ""))
+
+
+def head_title(name: str, settings: Mapping[str, Any]) -> str:
+    """Drafting heads in words, such as `Amphista without encoder`.
+
+    Args:
+        name: of their class.
+        settings: what they were made with.
+    """
+    if name == "Medusa":
+        return "Medusa-1" if settings["layers"] == 1 else f"Medusa, {settings['layers']} blocks"
+    if name == "MedusaToken":
+        return "Medusa + chosen token"
+    parts = {
+        "encoder": settings["ae_layers"],
+        "staged layers": settings["sa_layers"],
+        "chosen token": settings["reads_token"],
+        "identity start": settings["identity_start"],
+    }
+    missing = [part for part, there in parts.items() if not there]
+    return f"Amphista without {' and '.join(missing)}" if missing else "Amphista"

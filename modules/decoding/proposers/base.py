@@ -1,9 +1,11 @@
 """What a session asks of a proposer."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from effllm.modules.decoding.records import Block
 
@@ -22,6 +24,21 @@ class Proposer(Protocol):
 
     def propose(self, ids: Sequence[int], budget: int, generator: torch.Generator) -> Block:
         """Up to `budget` tokens to follow the committed `ids`; an empty block for none."""
+
+
+class StateReader(ABC):
+    """A proposer that drafts trees from what the target's head read."""
+
+    @abstractmethod
+    def observe(self, states: Tensor) -> None:
+        """Last hidden states of the tokens that the target has just committed.
+
+        Called after the prompt's pass and after every other one, so that together with the token
+        that follows each all committed tokens are covered.
+
+        Args:
+            states: (n, C) of the target's dtype, in the order of the text.
+        """
 
 
 class Nothing:

@@ -129,7 +129,8 @@ class _Arm:
         self.draft = models.draft(arm)
         self.session = models.session(arm) if self.library is None else None
         lossless = self.session is None or self.session.verifier.lossless
-        self.described = describe_arm(arm, models.target, self.draft, lossless=lossless)
+        drafter = models.trained_heads(arm) or self.draft
+        self.described = describe_arm(arm, models.target, drafter, lossless=lossless)
 
     def decode(self, prompt: list[int], budget: int | None = None) -> dict[str, Any]:
         """Tokens, seconds, and, for our own arms, what the rounds did."""

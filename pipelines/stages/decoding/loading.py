@@ -1,7 +1,8 @@
 """The arms of a decoding stage: their models, their sessions, and what they are for reports.
 
 An arm is `{proposer, verifier}`, a mapping with built parts. One with a draft model names it:
-`draft: {kind: first_layers, layers}`, or `{kind: input, index}` into the stage's `drafts`.
+`draft: {kind: first_layers, layers}`, or `{kind: input, index}` into the stage's `drafts`; one with
+trained heads `{kind: heads, index}` into the stage's `heads`, if it has that input.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 from effllm.modules.errors import ConfigError
 from effllm.modules.ranges import NonNegativeInt, PositiveInt
 from effllm.pipelines.artifacts.checkpoints import Checkpoint
+from effllm.pipelines.artifacts.heads import Heads, describe_target
 from effllm.pipelines.stage import StageContext
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from effllm.modules.decoding.proposers.base import Proposer
     from effllm.modules.decoding.session import Session
     from effllm.modules.decoding.verifiers.chain import Verifier
+    from effllm.modules.heads.loaded import LoadedHeads
     from effllm.modules.inference.fast_path import FastPath
 
 
@@ -41,8 +44,15 @@ class GivenDraft(TypedDict):
     index: NonNegativeInt
 
 
+class TrainedDraft(TypedDict):
+    """Heads on the target's hidden state, one of the stage's inputs."""
+
+    kind: Literal["heads"]
+    index: NonNegativeInt
+
+
 class _Drafted(TypedDict, total=False):
-    draft: FirstLayersDraft | GivenDraft | None
+    draft: FirstLayersDraft | GivenDraft | TrainedDraft | None
 
 
 class ProposingArm(_Drafted):
@@ -76,6 +86,7 @@ class DecodingModels:
         target: the model whose text is wanted.
         tokenizer: its tokenizer.
         drafts: draft models, in the order of the stage's input.
+        heads: trained heads, in the order of the stage's input; none if it has no such input.
         fast_paths: how the models are run, the target first; none if they run as they are.
     """
 
@@ -83,6 +94,7 @@ class DecodingModels:
     target: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     drafts: list[PreTrainedModel]
+    heads: list[LoadedHeads]
     fast_paths: list[FastPath]
 
     @classmethod
@@ -94,7 +106,27 @@ class DecodingModels:
         target = checkpoint.load_model(dtype, ctx.device, ctx.device_map)
         drafts = [one.load_draft(dtype, ctx.device) for one in ctx.input_list("drafts", Checkpoint)]
         paths = [speed_up(one) for one in (target, *drafts)] if fast else []
-        return cls(checkpoint, target, checkpoint.load_tokenizer(), drafts, paths)
+        heads = []
+        for one in ctx.input_list("heads", Heads) if "heads" in ctx.inputs else ():
+            one.require_target(describe_target(checkpoint))
+            heads.append(one.ready())
+        return cls(checkpoint, target, checkpoint.load_tokenizer(), drafts, heads, paths)
+
+    def trained_heads(self, arm: Mapping[str, Any]) -> LoadedHeads | None:
+        """The heads that an arm names, or None.
+
+        Raises:
+            ConfigError: if there are no such heads.
+        """
+        wanted = arm.get("draft")
+        if wanted is None or wanted["kind"] != "heads":
+            return None
+        if not 0 <= wanted["index"] < len(self.heads):
+            raise ConfigError(
+                f"draft {wanted}: expected an index below {len(self.heads)}, the number of the "
+                "stage's heads"
+            )
+        return self.heads[wanted["index"]]
 
     def draft(self, arm: Mapping[str, Any]) -> PreTrainedModel | None:
         """The draft model that an arm names, or None.
@@ -103,7 +135,7 @@ class DecodingModels:
             ConfigError: if there is no such draft.
         """
         wanted = arm.get("draft")
-        if wanted is None:
+        if wanted is None or wanted["kind"] == "heads":
             return None
         if wanted["kind"] == "first_layers":
             from effllm.modules.decoding.early_exit import first_layers
@@ -134,7 +166,7 @@ class DecodingModels:
         from effllm.modules.decoding.joining import join_session
 
         judge = verifier or arm["verifier"]
-        draft = self.draft(arm)
+        draft = self.trained_heads(arm) or self.draft(arm)
         return join_session(arm["proposer"], judge, self.target, self.tokenizer, draft, text=text)
 
     def encode(self, text: str, *, chat: bool) -> list[int]:
@@ -147,7 +179,7 @@ class DecodingModels:
 def describe_arm(
     arm: Mapping[str, Any],
     target: PreTrainedModel,
-    draft: PreTrainedModel | None,
+    draft: PreTrainedModel | LoadedHeads | None,
     *,
     lossless: bool,
 ) -> dict[str, Any]:
@@ -157,21 +189,33 @@ def describe_arm(
         `{library, drafted, lossless, proposer, verifier, draft}`; `proposer` and `verifier` are
         null for transformers' own decoding, else `{class, ...plain settings}`; `draft` is null
         without a draft model, else `{parameters, layers, of_layers}`, the last null unless it is
-        the first layers of the target.
+        the first layers of the target; of trained heads `{parameters, heads, settings}`.
     """
-    shared = draft is not None and arm["draft"]["kind"] == "first_layers"
+    from effllm.modules.heads.loaded import LoadedHeads
+
+    if isinstance(draft, LoadedHeads):
+        described: Any = {
+            "parameters": sum(one.numel() for one in draft.drafter.parameters()),
+            "heads": type(draft.drafter).__name__,
+            "settings": draft.settings,
+        }
+    elif draft is None:
+        described = None
+    else:
+        described = {
+            "parameters": draft.num_parameters(),
+            "layers": draft.config.num_hidden_layers,
+            "of_layers": target.config.num_hidden_layers
+            if arm["draft"]["kind"] == "first_layers"
+            else None,
+        }
     return {
         "library": arm.get("library"),
         "drafted": arm.get("drafted"),
         "lossless": lossless,
         "proposer": _settings(arm.get("proposer")),
         "verifier": _settings(arm.get("verifier")),
-        "draft": draft
-        and {
-            "parameters": draft.num_parameters(),
-            "layers": draft.config.num_hidden_layers,
-            "of_layers": target.config.num_hidden_layers if shared else None,
-        },
+        "draft": described,
     }
 
 

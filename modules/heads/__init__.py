@@ -1,0 +1,1 @@
+"""Heads on a frozen target's last hidden state that guess several tokens at once."""

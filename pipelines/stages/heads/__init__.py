@@ -1,0 +1,1 @@
+"""Hidden states, training and judgement of drafting heads."""
