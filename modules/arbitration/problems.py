@@ -1,0 +1,126 @@
+"""Problems with exact checkers, made of parts that need different skills.
+
+A problem has several parts, each a skill's letter and four letters to work on; the answer is all
+results in order, separated by `;`. It is right only if every part is. Which skill a part needs is
+drawn for every part, so that its place says nothing. What the letters of a part can be is dealt
+among the splits, so that no part of a test problem stands in a training problem.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from random import Random
+from typing import Literal
+
+from effllm.modules.errors import DataError
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+END, EQUALS, SEPARATOR = 1, 2, 3
+"""Token ids; 0 is padding."""
+CHARACTERS = "\0\1=;so" + "abcdefghij"
+"""The vocabulary: one token a character. `s` and `o` name skills, the rest is worked on."""
+LETTERS = "abcdefghij"
+OPERANDS = 4
+_DEALT = {"train": range(80), "validation": range(80, 88), "test": range(88, 100)}  # per cent
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One problem.
+
+    Attributes:
+        id: unique in its pair.
+        split: train, validation or test.
+        prompt: token ids.
+        answer: for every token of the right output the ids that are right there.
+        skills: one letter per part.
+    """
+
+    id: str
+    split: Split
+    prompt: tuple[int, ...]
+    answer: tuple[tuple[int, ...], ...]
+    skills: str
+
+    def right(self, output: list[int]) -> bool:
+        """Whether an output, without its end, is right: in every part, no longer, no shorter."""
+        return len(output) == len(self.answer) and all(
+            token in allowed for token, allowed in zip(output, self.answer, strict=True)
+        )
+
+
+def solve(skill: str, letters: str) -> str:
+    """The right result of one part.
+
+    Args:
+        skill: `s` sorts the letters, `o` turns their order around and moves each on by one.
+        letters: of `LETTERS`.
+
+    Raises:
+        ValueError: for another skill.
+    """
+    if skill == "s":
+        return "".join(sorted(letters))
+    if skill == "o":
+        return "".join(LETTERS[(LETTERS.index(one) + 1) % len(LETTERS)] for one in letters[::-1])
+    raise ValueError(f"unknown skill {skill!r}; there are s and o")
+
+
+def encode(text: str) -> tuple[int, ...]:
+    """Token ids of a text."""
+    return tuple(CHARACTERS.index(one) for one in text)
+
+
+def decode(tokens: list[int]) -> str:
+    """The text of token ids."""
+    return "".join(CHARACTERS[one] for one in tokens)
+
+
+def make_problems(
+    split: Split, count: int, *, parts: int, share: float, seed: int, prefix: str = ""
+) -> list[Problem]:
+    """Different problems of one split.
+
+    Args:
+        split: whose letters they may use.
+        count: problems.
+        parts: per problem.
+        share: of the parts that sort.
+        seed: of the draws.
+        prefix: of the ids.
+
+    Raises:
+        DataError: if there are not so many different problems.
+    """
+    random = Random(f"{seed}/{split}/{share}")
+    found: dict[str, Problem] = {}
+    for _ in range(20 * count):
+        skills = ["s" if random.random() < share else "o" for _ in range(parts)]
+        operands = [_operands(split, random) for _ in skills]
+        text = "".join(a + b for a, b in zip(skills, operands, strict=True))
+        results = [solve(a, b) for a, b in zip(skills, operands, strict=True)]
+        answer = tuple((one,) for one in encode(";".join(results)))
+        found.setdefault(
+            text,
+            Problem(
+                f"{prefix}{split}-{len(found)}",
+                split,
+                encode(text + "="),
+                answer,
+                "".join(skills),
+            ),
+        )
+        if len(found) == count:
+            return list(found.values())
+    raise DataError(
+        f"problems: {len(found)} different ones of {parts} parts were found for {split}, {count} "
+        "are needed; ask for fewer or for more parts"
+    )
+
+
+def _operands(split: Split, random: Random) -> str:
+    while True:
+        letters = "".join(random.choice(LETTERS) for _ in range(OPERANDS))
+        if int.from_bytes(hashlib.sha256(letters.encode()).digest()[:4], "big") % 100 in _DEALT[split]:
+            return letters
