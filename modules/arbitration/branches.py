@@ -7,6 +7,7 @@ counts. Every rule is then judged by a walk, exactly and without a model; so is 
 expected reward.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
@@ -30,9 +31,10 @@ class Branches:
         depth: (n,) decisions before it.
         children: (n, 2) references, by action.
         observations: (n, F) float32.
-        tokens: (n, 2) the target's and the draft's token.
+        tokens: (n, 3) the target's token, the draft's, and the target's best beside both.
         position: (n,) tokens emitted before it.
         right: (m,) bool, the verdict.
+        answer: (m,) int, equal for outputs of one problem that say the same.
         counts: (m, len(COUNTS)) int.
         outputs: (m, T) emitted tokens, 0 where there is none.
     """
@@ -45,6 +47,7 @@ class Branches:
     tokens: Tensor
     position: Tensor
     right: Tensor
+    answer: Tensor
     counts: Tensor
     outputs: Tensor
 
@@ -68,7 +71,9 @@ class Branches:
             met[now] = True
         return met
 
-    def visit(self, start: Tensor, choose) -> tuple[Tensor, list[Tensor]]:  # type: ignore[no-untyped-def]
+    def visit(
+        self, start: Tensor, choose: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
         """Walk down from (R,) references; `choose` maps (k,) nodes to (k,) actions 0 or 1.
 
         Returns:

@@ -130,6 +130,79 @@ def explore(pair: Pair, problems: list[Problem]) -> Branches:
     return grown.branches()
 
 
+def finish_alone(stepper: Stepper, prompts: Tensor, end: int, budget: int) -> Tensor:
+    """(R, budget) greedy outputs of one model after (R, T) prompts; 0 after the end."""
+    outputs = torch.zeros(len(prompts), budget, dtype=torch.long)
+    rows = torch.arange(len(prompts))
+    logits = stepper.begin(prompts)
+    for step in range(budget):
+        token = _choices(logits)
+        outputs[rows, step] = token
+        alive = (token != end).nonzero()[:, 0]
+        if not len(alive) or step + 1 == budget:
+            break
+        rows = rows[alive]
+        logits = stepper.step(alive, token[alive])
+    return outputs
+
+
+def verdict(problem: Problem, output: Tensor, end: int) -> bool:
+    """Whether a (T,) output has ended and is right."""
+    tokens = output.tolist()
+    return end in tokens and problem.right(tokens[: tokens.index(end)])
+
+
+def finish_null_forks(pair: Pair, problems: list[Problem], branches: Branches, nodes: Tensor) -> Tensor:
+    """Whether the target is right after its own best other token at (f,) nodes on its path.
+
+    The draft has no part in it: what such a fork wins is luck, or the target's own second thought.
+
+    Returns:
+        (f,) bool.
+    """
+    leaves = branches.walk(torch.zeros(len(branches.problem), dtype=torch.bool))
+    right = torch.zeros(len(nodes), dtype=torch.bool)
+    for position in branches.position[nodes].unique().tolist():
+        at = (branches.position[nodes] == position).nonzero()[:, 0]
+        owners = branches.problem[nodes[at]]
+        prompts = torch.tensor([problems[number].prompt for number in owners.tolist()])
+        before = branches.outputs[leaves[owners], :position]
+        begun = torch.cat([before, branches.tokens[nodes[at], 2:]], dim=1)
+        rest = pair.budget - position - 1
+        ended = begun[:, -1] == pair.end
+        if rest:
+            found = finish_alone(pair.target, torch.cat([prompts, begun], dim=1), pair.end, rest)
+            found[ended] = 0
+            begun = torch.cat([begun, found], dim=1)
+        for place, number, output in zip(at.tolist(), owners.tolist(), begun, strict=True):
+            right[place] = verdict(problems[number], output, pair.end)
+    return right
+
+
+def margin_for(target: Stepper, prompts: Tensor, end: int, budget: int, per_problem: float) -> float:
+    """Margin at which the target would doubt its own token so often, in nats.
+
+    Args:
+        target: the model, followed greedily.
+        prompts: (R, T) of validation problems.
+        end: id of the token that ends an output.
+        budget: tokens of an output.
+        per_problem: wanted doubts of an output.
+    """
+    margins, logits = [], target.begin(prompts)
+    for step in range(budget):
+        best = logits.topk(2, dim=-1).values
+        margins.append(best[:, 0] - best[:, 1])
+        token = _choices(logits)
+        alive = (token != end).nonzero()[:, 0]
+        if not len(alive) or step + 1 == budget:
+            break
+        logits = target.step(alive, token[alive])
+    found = torch.cat(margins).double()
+    wanted = min(1.0, per_problem * len(prompts) / len(found))
+    return float(found.quantile(wanted))
+
+
 def _choices(logits: Tensor) -> Tensor:
     """(R,) the most likely tokens, the lowest id of ties."""
     return torch.from_numpy(logits.numpy().argmax(axis=-1))
@@ -144,6 +217,7 @@ class _Growing:
         self.nodes: list[dict[str, Tensor]] = []
         self.leaves: list[dict[str, Tensor]] = []
         self.problems = problems
+        self.answers: dict[tuple[int, tuple[int, ...]], int] = {}
 
     def decide(
         self,
@@ -158,6 +232,8 @@ class _Growing:
         here = rows.take(at)
         ours, theirs = (one[at] for one in choices)
         block_a, block_d = distribution_features(logits[0][at], logits[1][at], ours, theirs)
+        both = torch.stack([ours, theirs], dim=-1)
+        spare = _choices(logits[0][at].scatter(-1, both, -torch.inf))
         numbers = self.count + torch.arange(len(at))
         self.count += len(at)
         context = [
@@ -180,7 +256,7 @@ class _Growing:
                 "action": here.action,
                 "depth": here.decisions,
                 "observations": torch.cat([block_a, block_b, block_c, block_d], dim=-1),
-                "tokens": torch.stack([ours, theirs], dim=-1),
+                "tokens": torch.cat([both, spare[:, None]], dim=-1),
                 "position": torch.full((len(at),), step),
             }
         )
@@ -204,6 +280,10 @@ class _Growing:
                 rows.problem.tolist(), outputs, ended, strict=True
             )
         ]
+        answer = [
+            self.answers.setdefault((number, problems[number].reading(output)), len(self.answers))
+            for number, output in zip(rows.problem.tolist(), outputs, strict=True)
+        ]
         counts = [
             *(rows.blocks, rows.calls, torch.full_like(rows.blocks, length)),
             *(rows.decisions, rows.accepted, ~torch.tensor(ended, dtype=torch.bool)),
@@ -214,6 +294,7 @@ class _Growing:
                 "parent": rows.parent,
                 "action": rows.action,
                 "right": torch.tensor(right, dtype=torch.bool),
+                "answer": torch.tensor(answer, dtype=torch.long),
                 "counts": torch.stack([one.long() for one in counts], dim=-1),
                 "outputs": rows.output,
             }
@@ -241,6 +322,7 @@ class _Growing:
             tokens=nodes["tokens"],
             position=nodes["position"],
             right=leaves["right"],
+            answer=leaves["answer"],
             counts=leaves["counts"],
             outputs=leaves["outputs"],
         )

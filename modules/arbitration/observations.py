@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from effllm.modules.arbitration.names import FeatureSet
 from effllm.modules.errors import UnsupportedModelError
 
 _LEAST = -20.0  # log-probabilities are cut there
@@ -54,6 +55,11 @@ DRAFT_ONLY = frozenset(
     | {name for name in (*CLASSES, *HEADS) if name.startswith("draft_")}
 )
 """Columns that the draft alone gives, the target's token unseen."""
+FEATURE_SETS: dict[FeatureSet, frozenset[str]] = {
+    "all": frozenset(FEATURES),
+    "target": TARGET_ONLY,
+    "draft": DRAFT_ONLY,
+}
 
 
 def column(observations: Tensor, name: str) -> Tensor:

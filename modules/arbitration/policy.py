@@ -5,14 +5,13 @@ target's. While training, a floor keeps both actions possible.
 """
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from effllm.modules.arbitration.names import Network
 from effllm.modules.arbitration.observations import FEATURES
 
-Network = Literal["linear", "mlp"]
 _FIRST_CHANCE = 0.1
 _CLIP = 8.0  # standard deviations
 

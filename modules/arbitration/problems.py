@@ -1,9 +1,10 @@
 """Problems with exact checkers, made of parts that need different skills.
 
 A problem has several parts, each a skill's letter and four letters to work on; the answer is all
-results in order, separated by `;`. It is right only if every part is. Which skill a part needs is
-drawn for every part, so that its place says nothing. What the letters of a part can be is dealt
-among the splits, so that no part of a test problem stands in a training problem.
+results in order, separated by `;` or `,`, which are as good. It is right only if every part is.
+Which skill a part needs is drawn for every part, so that its place says nothing. What the letters
+of a part can be is dealt among the splits, so that no part of a test problem stands in a training
+problem.
 """
 
 import hashlib
@@ -13,16 +14,18 @@ from typing import Literal
 
 from effllm.modules.errors import DataError
 
-Split = Literal["train", "validation", "test"]
+Split = Literal["models", "train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+"""Of policies: the models learn from problems of their own, or they would be right more often where
+the policy learns than where it is tested."""
 
-END, EQUALS, SEPARATOR = 1, 2, 3
-"""Token ids; 0 is padding."""
-CHARACTERS = "\0\1=;so" + "abcdefghij"
+END = 1
+"""Id of the token that ends an output; 0 is padding."""
+CHARACTERS = "\0\1=;,so" + "abcdefghij"
 """The vocabulary: one token a character. `s` and `o` name skills, the rest is worked on."""
 LETTERS = "abcdefghij"
 OPERANDS = 4
-_DEALT = {"train": range(80), "validation": range(80, 88), "test": range(88, 100)}  # per cent
+_DEALT = {"models": 55, "train": 70, "validation": 80, "test": 100}  # per cent, added up
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Problem:
 
     Attributes:
         id: unique in its pair.
-        split: train, validation or test.
+        split: whose it is.
         prompt: token ids.
         answer: for every token of the right output the ids that are right there.
         skills: one letter per part.
@@ -42,6 +45,14 @@ class Problem:
     prompt: tuple[int, ...]
     answer: tuple[tuple[int, ...], ...]
     skills: str
+
+    def reading(self, output: list[int]) -> tuple[int, ...]:
+        """What an output says: equal for those that differ in right tokens only."""
+        places = enumerate(output)
+        return tuple(
+            -1 if place < len(self.answer) and token in self.answer[place] else token
+            for place, token in places
+        )
 
     def right(self, output: list[int]) -> bool:
         """Whether an output, without its end, is right: in every part, no longer, no shorter."""
@@ -78,7 +89,7 @@ def decode(tokens: list[int]) -> str:
 
 
 def make_problems(
-    split: Split, count: int, *, parts: int, share: float, seed: int, prefix: str = ""
+    split: Split, count: int, *, parts: int, share: float, seed: int
 ) -> list[Problem]:
     """Different problems of one split.
 
@@ -88,7 +99,6 @@ def make_problems(
         parts: per problem.
         share: of the parts that sort.
         seed: of the draws.
-        prefix: of the ids.
 
     Raises:
         DataError: if there are not so many different problems.
@@ -100,16 +110,10 @@ def make_problems(
         operands = [_operands(split, random) for _ in skills]
         text = "".join(a + b for a, b in zip(skills, operands, strict=True))
         results = [solve(a, b) for a, b in zip(skills, operands, strict=True)]
-        answer = tuple((one,) for one in encode(";".join(results)))
+        answer = tuple(_SEPARATORS if one == ";" else encode(one) for one in ";".join(results))
+        name = f"{split}-{len(found)}"
         found.setdefault(
-            text,
-            Problem(
-                f"{prefix}{split}-{len(found)}",
-                split,
-                encode(text + "="),
-                answer,
-                "".join(skills),
-            ),
+            text, Problem(name, split, encode(text + "="), answer, "".join(skills))
         )
         if len(found) == count:
             return list(found.values())
@@ -119,8 +123,12 @@ def make_problems(
     )
 
 
+_SEPARATORS = encode(";,")
+
+
 def _operands(split: Split, random: Random) -> str:
     while True:
         letters = "".join(random.choice(LETTERS) for _ in range(OPERANDS))
-        if int.from_bytes(hashlib.sha256(letters.encode()).digest()[:4], "big") % 100 in _DEALT[split]:
+        place = int.from_bytes(hashlib.sha256(letters.encode()).digest()[:4], "big") % 100
+        if next(name for name, end in _DEALT.items() if place < end) == split:
             return letters

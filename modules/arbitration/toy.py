@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from random import Random
 
 import lightning as L
 import torch
@@ -43,12 +44,24 @@ def character_model(*, layers: int, width: int, heads: int, seed: int) -> PreTra
         return LlamaForCausalLM(config)
 
 
-def as_sequences(problems: list[Problem]) -> tuple[Tensor, Tensor]:
-    """Problems with their right outputs: (N, T) token ids, and what each place is to predict.
+def as_sequences(problems: list[Problem], habit: float, random: Random) -> tuple[Tensor, Tensor]:
+    """Problems with right outputs: (N, T) token ids, and what each place is to predict.
 
-    Prompts of one length; only the output is predicted, since operands are random letters.
+    Only the output is predicted, since operands are random letters.
+
+    Args:
+        problems: with prompts of one length.
+        habit: share of places with several right tokens where the first of them is written.
+        random: of the draws at these places.
     """
-    rows = [[*one.prompt, *(allowed[0] for allowed in one.answer), END] for one in problems]
+    rows = [
+        [
+            *one.prompt,
+            *(allowed[random.random() >= habit and len(allowed) > 1] for allowed in one.answer),
+            END,
+        ]
+        for one in problems
+    ]
     texts = torch.tensor(rows)
     wanted = texts.roll(-1, dims=1)
     wanted[:, : len(problems[0].prompt) - 1] = _IGNORED
