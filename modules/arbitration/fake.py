@@ -73,6 +73,10 @@ class World:
         return float((certain + won) ** self.positions)
 
 
+def _digits(problems: int) -> int:
+    return max(1, (problems - 1).bit_length())
+
+
 def _normal(value: float) -> float:
     return 0.5 * (1 + math.erf(value / math.sqrt(2)))
 
@@ -90,10 +94,12 @@ class TableStepper:
         self.position = 0
 
     def begin(self, prompts: Tensor) -> Tensor:
-        """(R, V) logits; the prompts are the problems' numbers."""
-        powers = 2 ** torch.arange(prompts.shape[1])
-        self.problems, self.position = ((prompts - _DIGIT) * powers).sum(dim=1), 0
-        return self.table[self.problems, 0]
+        """(R, V) logits; the prompts are the problems' numbers, and what was emitted after them."""
+        digits = _digits(len(self.table))
+        powers = 2 ** torch.arange(digits)
+        self.problems = ((prompts[:, :digits] - _DIGIT) * powers).sum(dim=1)
+        self.position = prompts.shape[1] - digits
+        return self.table[self.problems, self.position]
 
     def step(self, rows: Tensor, tokens: Tensor) -> Tensor:
         """(R', V) logits of the next position."""
@@ -131,11 +137,10 @@ def make_fake(
         tables.append(table)
     right = {0: (_TARGET_TOKEN, _DRAFT_TOKEN), 1: (_TARGET_TOKEN,), 2: (_DRAFT_TOKEN,), 3: ()}
     right[4] = (_SAME_TOKEN,)
-    digits = max(1, (total - 1).bit_length())
     problems, number = [], 0
     for split in SPLITS:
         for index in range(counts[split]):
-            prompt = tuple(_DIGIT + (number >> place & 1) for place in range(digits))
+            prompt = tuple(_DIGIT + (number >> place & 1) for place in range(_digits(total)))
             answer = tuple(right[kind] for kind in kinds[number].tolist())
             problems.append(Problem(f"{split}-{index}", split, prompt, answer, "f" * length))
             number += 1

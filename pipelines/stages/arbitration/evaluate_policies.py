@@ -68,7 +68,7 @@ class EvaluatePolicies(Stage):
         for arbiters in ctx.input_list("arbiters", Arbiters):
             rule = rule_name(arbiters.info)
             if rule in by_rule:
-                raise GraphError(f"{ctx.instance}: two sets of arbiters are both {rule!r}")
+                raise GraphError(f"two sets of arbiters are both {rule!r}")
             problems = theirs if arbiters.info["proposer"] == "second" else ours
             policies[rule] = arbiters.policies()
             by_rule[rule] = {
@@ -78,8 +78,7 @@ class EvaluatePolicies(Stage):
         missing = {"warm", "rl", "self_rl"} - by_rule.keys()
         if missing:
             raise GraphError(
-                f"{ctx.instance}: no arbiters are {', '.join(sorted(missing))}; the claim needs "
-                "them among its inputs"
+                f"no arbiters are {', '.join(sorted(missing))}; the claim needs them among its inputs"
             )
         seeds = list(by_rule["rl"])
         closed = not all(

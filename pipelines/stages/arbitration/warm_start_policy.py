@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from effllm.modules.arbitration.names import FeatureSet, Labels, Network
-from effllm.modules.errors import DataError
 from effllm.modules.ranges import NonEmpty, PositiveInt, Seed
 from effllm.pipelines.artifacts.arbitration import Arbiters, BranchTries, write_arbiters
 from effllm.pipelines.stage import Metrics, Stage, StageContext
@@ -63,25 +62,27 @@ class WarmStartPolicy(Stage):
             generator = ctx.generator(f"shuffle/{seed}")
             nodes, labels = labelled(forks, self.labels, generator)
             counts = [int((labels == value).sum()) for value in (0, 1)]
-            if not len(nodes):
-                raise DataError(
-                    f"{ctx.instance}: none of {len(forks.nodes)} forks of {len(branches)} problems "
-                    "changes a verdict; give it more training problems, or another pair"
-                )
             policy = Policy(self.network, used, width=self.width, seed=seed)
+            policies[seed] = policy
+            if not len(nodes):
+                continue
             policy.fit_scale(branches.observations[forks.nodes])
             fit(
                 WarmStart(policy, self.optimizer),
                 ctx.progress_dir / f"seed-{seed}",
                 epochs=self.epochs,
-                device=ctx.device,
+                device="cpu",  # the policy and its forks are small
                 tensors=[branches.observations[nodes], labels],
                 batch_size=self.batch_forks,
                 seed=seed,
                 curve=ctx.workdir / f"curve-{seed}.csv",
             )
-            policies[seed] = policy.cpu()
             ctx.progress(number + 1, len(self.seeds), "seed")
+        if not sum(counts):
+            ctx.warn(
+                f"none of {len(forks.nodes)} forks of {len(branches)} problems changes a verdict: "
+                "there is nothing to learn from, and the policies stay as they began"
+            )
         info = {
             "trainer": "warm start",
             "network": self.network,
