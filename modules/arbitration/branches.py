@@ -141,7 +141,9 @@ class Branches:
 
 def join(parts: list[Branches]) -> Branches:
     """The tries of several lots of problems, in order."""
-    roots, children, problem = [], [], []
+    roots: list[Tensor] = []
+    children: list[Tensor] = []
+    problem = []
     nodes = leaves = problems = 0
     for part in parts:
         for references, found in ((part.roots, roots), (part.children, children)):

@@ -152,7 +152,9 @@ def verdict(problem: Problem, output: Tensor, end: int) -> bool:
     return end in tokens and problem.right(tokens[: tokens.index(end)])
 
 
-def finish_null_forks(pair: Pair, problems: list[Problem], branches: Branches, nodes: Tensor) -> Tensor:
+def finish_null_forks(
+    pair: Pair, problems: list[Problem], branches: Branches, nodes: Tensor
+) -> Tensor:
     """Whether the target is right after its own best other token at (f,) nodes on its path.
 
     The draft has no part in it: what such a fork wins is luck, or the target's own second thought.
@@ -179,7 +181,9 @@ def finish_null_forks(pair: Pair, problems: list[Problem], branches: Branches, n
     return right
 
 
-def margin_for(target: Stepper, prompts: Tensor, end: int, budget: int, per_problem: float) -> float:
+def margin_for(
+    target: Stepper, prompts: Tensor, end: int, budget: int, per_problem: float
+) -> float:
     """Margin at which the target would doubt its own token so often, in nats.
 
     Args:
@@ -276,9 +280,7 @@ class _Growing:
         ended = [output[-1] == self.pair.end for output in outputs]
         right = [
             complete and problems[number].right(output[:-1])
-            for number, output, complete in zip(
-                rows.problem.tolist(), outputs, ended, strict=True
-            )
+            for number, output, complete in zip(rows.problem.tolist(), outputs, ended, strict=True)
         ]
         answer = [
             self.answers.setdefault((number, problems[number].reading(output)), len(self.answers))

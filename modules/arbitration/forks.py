@@ -56,16 +56,15 @@ class Forks:
         return dict(zip(CELLS, counts, strict=True))
 
 
-def labelled(
-    forks: Forks, labels: Labels, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def labelled(forks: Forks, labels: Labels, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Nodes to learn from and whether the draft's token should be taken there.
 
     Args:
         forks: of the training problems.
         labels: `verdict`: decisive forks, by the right answer. `same_answer`: all forks, by
             whether the target's answer stays (AutoJudge's question). `shuffled`: as
-            `verdict`, but dealt anew among the mismatches of each problem: a control.
+            `verdict`, but dealt anew among all decisive forks: a control. (Dealt anew within each
+            problem they would still tell: where the target is wrong, no label is 0.)
         generator: of the shuffling.
 
     Returns:
@@ -73,15 +72,11 @@ def labelled(
     """
     if labels == "same_answer":
         return forks.nodes, forks.same_answer.float()
-    difference = forks.difference
+    decisive = forks.difference != 0
+    won = (forks.difference[decisive] > 0).float()
     if labels == "shuffled":
-        order = torch.randperm(len(difference), generator=generator)
-        order = order[forks.problem[order].argsort(stable=True)]  # by problem, else at random
-        difference = difference[order]  # forks of a problem are its k-th to l-th in both
-        place = forks.problem.argsort(stable=True)
-        difference = torch.zeros_like(difference).index_copy(0, place, difference)
-    decisive = difference != 0
-    return forks.nodes[decisive], (difference[decisive] > 0).float()
+        won = won[torch.randperm(len(won), generator=generator)]
+    return forks.nodes[decisive], won
 
 
 def area_under_curve(scores: Tensor, positive: Tensor) -> float:

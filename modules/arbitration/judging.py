@@ -136,8 +136,8 @@ def frontier(branches: Branches, scores: Tensor, costs: CostModel, candidates: i
 def leaning(policy: Policy, branches: Branches, threshold: float) -> dict[str, float]:
     """Right answers lost, as a share, if a block of features or a single one is hidden.
 
-    A hidden feature is always at its mean. Features tell much the same, so a block can matter though
-    none of its features does.
+    A hidden feature is always at its mean. Features tell much the same, so a block can matter
+    though none of its features does.
     """
     whole = at_threshold(branches, policy(branches.observations), threshold).accuracy
     lost = {}

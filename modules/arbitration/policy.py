@@ -1,4 +1,4 @@
-"""The arbiter: from what is seen at a mismatch to a score; above a threshold the draft's token stays.
+"""The arbiter: from what is seen at a mismatch to a score; high ones keep the draft's token.
 
 An untrained policy takes the draft's token once in ten, so that its first rollouts are near the
 target's. While training, a floor keeps both actions possible.

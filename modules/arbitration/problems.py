@@ -8,6 +8,7 @@ problem.
 """
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from random import Random
 from typing import Literal
@@ -89,7 +90,13 @@ def decode(tokens: list[int]) -> str:
 
 
 def make_problems(
-    split: Split, count: int, *, parts: int, share: float, seed: int
+    split: Split,
+    count: int,
+    *,
+    parts: int,
+    share: float,
+    seed: int,
+    strings: Mapping[str, int] | None = None,
 ) -> list[Problem]:
     """Different problems of one split.
 
@@ -99,22 +106,27 @@ def make_problems(
         parts: per problem.
         share: of the parts that sort.
         seed: of the draws.
+        strings: skill -> how many different letters it is shown with; None: all of the split.
 
     Raises:
         DataError: if there are not so many different problems.
     """
     random = Random(f"{seed}/{split}/{share}")
+    few = {
+        skill: [_operands(split, random) for _ in range(number)]
+        for skill, number in (strings or {}).items()
+    }
     found: dict[str, Problem] = {}
     for _ in range(20 * count):
         skills = ["s" if random.random() < share else "o" for _ in range(parts)]
-        operands = [_operands(split, random) for _ in skills]
+        operands = [
+            random.choice(few[one]) if one in few else _operands(split, random) for one in skills
+        ]
         text = "".join(a + b for a, b in zip(skills, operands, strict=True))
         results = [solve(a, b) for a, b in zip(skills, operands, strict=True)]
         answer = tuple(_SEPARATORS if one == ";" else encode(one) for one in ";".join(results))
         name = f"{split}-{len(found)}"
-        found.setdefault(
-            text, Problem(name, split, encode(text + "="), answer, "".join(skills))
-        )
+        found.setdefault(text, Problem(name, split, encode(text + "="), answer, "".join(skills)))
         if len(found) == count:
             return list(found.values())
     raise DataError(

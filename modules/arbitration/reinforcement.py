@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 
 import lightning as L
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
@@ -225,7 +226,7 @@ class ArbiterTraining(L.LightningModule):
     def training_step(self, batch: Batch, batch_index: int) -> None:
         """One iteration: passes in minibatches until the policy has moved far enough."""
         optimizer = self.optimizers()
-        assert isinstance(optimizer, L.pytorch.core.optimizer.LightningOptimizer)
+        assert isinstance(optimizer, LightningOptimizer)
         decisions = {
             name: batch[name]
             for name in ("actions", "behaviour", "advantages", "observations", "reference")
@@ -248,7 +249,7 @@ class ArbiterTraining(L.LightningModule):
                 loss, _ = self.loss(some, count)
                 optimizer.zero_grad()
                 self.manual_backward(loss)
-                self.clip_gradients(optimizer, 1.0, "norm")
+                self.clip_gradients(optimizer.optimizer, 1.0, "norm")
                 optimizer.step()
             with torch.no_grad():
                 after = chance(self.policy(decisions["observations"]), self.floor)

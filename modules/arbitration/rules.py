@@ -37,7 +37,7 @@ class SmallMargin:
     """Take the draft's token where the target finds it nearly as likely as its own."""
 
     def __call__(self, observations: Tensor) -> Tensor:
-        """ln p(draft's) - ln p(target's)."""
+        """Ln p(draft's) - ln p(target's)."""
         return -column(observations, "target_margin")
 
 
@@ -61,7 +61,7 @@ class Difference:
     """
 
     def __call__(self, observations: Tensor) -> Tensor:
-        """max q - max p."""
+        """Max q - max p."""
         return -column(observations, "difference_of_maxima")
 
 

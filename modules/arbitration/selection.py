@@ -72,5 +72,7 @@ def at_threshold(branches: Branches, scores: Tensor, threshold: float) -> Operat
 
 
 def lower_bound(gain: Tensor) -> float:
-    """Lower 95 % bound of the mean of (N,) paired gains; 0 where all are 0."""
+    """Lower 95 % bound of the mean of (N,) paired gains; of one problem never above 0."""
+    if len(gain) < 2:
+        return min(0.0, float(gain.mean()))
     return float(gain.mean() - _QUANTILE * gain.std() / np.sqrt(len(gain)))

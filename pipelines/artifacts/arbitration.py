@@ -188,9 +188,7 @@ class Arbiters(Artifact):
         return self.path / f"curve-{seed}.csv"
 
 
-def write_arbiters(
-    folder: Path, info: Mapping[str, Any], policies: Mapping[int, Policy]
-) -> None:
+def write_arbiters(folder: Path, info: Mapping[str, Any], policies: Mapping[int, Policy]) -> None:
     """Write Arbiters' files; curves are written where training puts them."""
     from safetensors.torch import save_file
 
@@ -241,7 +239,7 @@ def write_verdicts(
     write_json(folder / "figures.json", dict(figures))
     save_file(
         {
-            f"{key}/{name}": values.clone()  # what is shipped is an arm's too; files hold no aliases
+            f"{key}/{name}": values.clone()  # what is shipped is an arm's, too
             for key, found in columns.items()
             for name, values in found.items()
         },

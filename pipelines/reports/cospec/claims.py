@@ -40,11 +40,12 @@ def surpasses(study: Study) -> Verdict:
     claim = f"{study.name}: arbitration is right more often than the target alone."
     evidence = (
         f"Over the target {_points(gain)}, over random choices {_points(random)}, over "
-        f"self-arbitration {_points(own)}; predicted speed-up {study.predicted_speed('cospec'):.2f}."
+        f"self-arbitration {_points(own)}; predicted speed-up "
+        f"{study.predicted_speed('cospec'):.2f}."
     )
     if not gain.known:
         return judge(claim, 0 - gain, evidence)
-    if -_MATCHES < gain.low and gain.high < _MATCHES:
+    if gain.low > -_MATCHES and gain.high < _MATCHES:
         return Verdict(claim, "matches", evidence, _PAPER_CONDITIONS)
     return decide(
         claim,
@@ -101,8 +102,8 @@ def answer(studies: Sequence[Study]) -> str:
         said = (
             f"on {study.name} the target is right in {percent(study.share('target'))} % of "
             f"{study.right['target'].shape[1]:,} test problems and arbitration in "
-            f"{percent(study.share('cospec'))} % ({_points(study.gain('cospec'))}; best rule of one "
-            f"number, {TITLES[best]}: {percent(study.share(best))} %; self-arbitration: "
+            f"{percent(study.share('cospec'))} % ({_points(study.gain('cospec'))}; best rule of "
+            f"one number, {TITLES[best]}: {percent(study.share(best))} %; self-arbitration: "
             f"{percent(study.share('self_rl'))} %)"
         )
         if ahead:
@@ -116,11 +117,11 @@ def answer(studies: Sequence[Study]) -> str:
 
 WHAT_IT_SHOWS = (
     "What small models can show, and what not: the pairs are made here, with problems that can be "
-    "checked and skills that differ on purpose (fake: planted, with a known optimum; toy: two small "
-    "models trained on opposite mixtures; toy_null: on the same mixture). They show the mechanism: "
-    "where two models err differently and the difference can be seen in free features, a policy can "
-    "beat its target, and by how much other rules do, too. They say nothing on whether a model of "
-    "8B knows better than one of 70B: a model of 135M solves almost no GSM8K, so the paper's own "
-    "benchmarks are out of reach here."
+    "checked and skills that differ on purpose (fake: planted, with a known optimum; toy: two "
+    "small models, each shown few examples of what the other is good at; toy_null: a smaller model "
+    "trained on the target's own texts). They show the mechanism: whether a policy beats its "
+    "target where two models err differently and free features tell, and whether simpler rules do, "
+    "too. They say nothing on whether a model of 8B knows better than one of 70B: the paper's "
+    "benchmarks are out of reach of models of this size."
 )
 """The first paragraph of the page."""

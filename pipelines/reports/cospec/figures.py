@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from effllm.pipelines.reports.cospec.study import ONE_NUMBER, TITLES, Study
+from effllm.pipelines.reports.cospec.study import TITLES, Study
 from effllm.pipelines.reports.figures import COLOURS, figure, write_csv
 from effllm.pipelines.reports.page import Figure
 
@@ -105,8 +105,8 @@ def draw_learning(studies: Sequence[Study], folder: Path) -> list[Figure]:
     return [
         Figure(
             "learning",
-            "Reinforcement: mean reward of sampled rollouts on training problems, seeds pale, their "
-            "mean dark. Rollouts take either action with a floor, so they are below the policy.",
+            "Reinforcement: mean reward of rollouts on training problems, seeds pale, their mean "
+            "dark. Rollouts take either action with a floor, so they are below the policy.",
         )
     ]
 

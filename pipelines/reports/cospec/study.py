@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -43,7 +43,7 @@ TITLES = {
     "ensemble": "ensemble of both laws",
     "warm_linear": "warm start, linear",
     "autojudge": "AutoJudge-style labels",
-    "shuffled": "labels shuffled in each problem",
+    "shuffled": "labels shuffled",
     "warm_target": "warm start, target's features",
     "warm_draft": "warm start, draft's features",
     "oracle_one": "oracle, one draft token",
@@ -68,6 +68,7 @@ class Study:
         curves: rule -> rows of (seed, step, name, value).
         verdicts: the artifact.
         resamples: of the bootstrap.
+        gains: those that were computed, by both rules; tables and claims ask for the same.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Study:
     curves: list[dict[str, Any]]
     verdicts: ArbitrationVerdicts
     resamples: int
+    gains: dict[tuple[str, str], Interval] = field(default_factory=dict)
 
     def share(self, rule: str) -> Interval:
         """Right answers of a rule, as a share, seeds averaged."""
@@ -88,7 +90,11 @@ class Study:
 
     def gain(self, rule: str, over: str = "target") -> Interval:
         """Paired difference in right answers."""
-        return paired_gain(self.right[rule], self.right[over], resamples=self.resamples)
+        if (rule, over) not in self.gains:
+            self.gains[rule, over] = paired_gain(
+                self.right[rule], self.right[over], resamples=self.resamples
+            )
+        return self.gains[rule, over]
 
     def changed(self, rule: str) -> tuple[float, float, float]:
         """Problems won and lost against the target, mean over seeds; median McNemar p."""
@@ -123,7 +129,8 @@ def gather(results: Sequence[Artifact], resamples: int) -> list[Study]:
         headroom = next(
             one for one in headrooms if one.manifest["inputs"]["branches"] == tries.label
         )
-        columns, rules = verdicts.columns(), {}
+        columns = verdicts.columns()
+        rules: dict[str, list[dict[str, Any]]] = {}
         for arm in verdicts.rules:
             rules.setdefault(arm["rule"], []).append(arm)
         right, counts = {}, {}

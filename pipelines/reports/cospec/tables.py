@@ -21,7 +21,8 @@ def percent(value: Interval, sign: bool = False) -> str:
 
 def main_table(study: Study) -> Table:
     """Every rule: right answers, paired gain, McNemar, rate, passes, predicted speed-up."""
-    rows, strong = [], set()
+    rows: list[list[str]] = []
+    strong = set()
     for rule, title in TITLES.items():
         if rule not in study.right:
             continue
@@ -149,7 +150,11 @@ def known_table() -> Table:
         ["Part", "known from the paper (its abstract)", "designed here"],
         [
             ["Models", "two frozen models, a draft and a target", "three pairs made here"],
-            ["Decision", "at mismatches, the draft's or the target's token", "the first five or so"],
+            [
+                "Decision",
+                "at mismatches, the draft's or the target's token",
+                "the first five or so",
+            ],
             ["Learning", "reinforcement from the final answer", "RLOO after a warm start on forks"],
             ["Observations", "", "57 figures of both distributions, no hidden states"],
             ["Policy", "", "mlp of 8 thousand weights; linear"],

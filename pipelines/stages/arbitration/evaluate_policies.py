@@ -59,10 +59,15 @@ class EvaluatePolicies(Stage):
         own = ctx.input("self_branches", BranchTries)
         theirs = own.load("validation"), own.load("test")
         margin = ONE_NUMBER["margin"]
-        common = {"candidates": self.candidates}
-        target = judge("target", margin, *ours, **common, threshold=NEVER)
-        arms = [target, judge("always_draft", margin, *ours, **common, threshold=ALWAYS)]
-        arms += [judge(name, score, *ours, **common) for name, score in ONE_NUMBER.items()]
+        target = judge("target", margin, *ours, candidates=self.candidates, threshold=NEVER)
+        arms = [
+            target,
+            judge("always_draft", margin, *ours, candidates=self.candidates, threshold=ALWAYS),
+        ]
+        arms += [
+            judge(name, score, *ours, candidates=self.candidates)
+            for name, score in ONE_NUMBER.items()
+        ]
         by_rule: dict[str, dict[int, Arm]] = {}
         policies = {}
         for arbiters in ctx.input_list("arbiters", Arbiters):
@@ -72,13 +77,13 @@ class EvaluatePolicies(Stage):
             problems = theirs if arbiters.info["proposer"] == "second" else ours
             policies[rule] = arbiters.policies()
             by_rule[rule] = {
-                seed: judge(rule, policy, *problems, **common, seed=seed)
+                seed: judge(rule, policy, *problems, candidates=self.candidates, seed=seed)
                 for seed, policy in policies[rule].items()
             }
         missing = {"warm", "rl", "self_rl"} - by_rule.keys()
         if missing:
             raise GraphError(
-                f"no arbiters are {', '.join(sorted(missing))}; the claim needs them among its inputs"
+                f"no arbiters are {', '.join(sorted(missing))}; the claim needs them as inputs"
             )
         seeds = list(by_rule["rl"])
         closed = not all(
@@ -102,7 +107,7 @@ class EvaluatePolicies(Stage):
                 "random",
                 AtRandom(rate=by_rule["cospec"][seed].point.rate, seed=seed),
                 *ours,
-                **common,
+                candidates=self.candidates,
                 seed=seed,
                 threshold=0.5,
             )

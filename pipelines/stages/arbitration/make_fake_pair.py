@@ -56,7 +56,7 @@ class MakeFakePair(Stage):
         """`pair.json`, `problems.jsonl` and `tables.safetensors`."""
         from effllm.modules.arbitration.cost_model import CostModel
         from effllm.modules.arbitration.fake import VOCABULARY, World, make_fake
-        from effllm.modules.arbitration.problems import END
+        from effllm.modules.arbitration.problems import END, Split
 
         world = World(
             positions=self.positions,
@@ -66,7 +66,11 @@ class MakeFakePair(Stage):
             neither=self.neither,
             signal=self.signal,
         )
-        counts = {"train": self.train, "validation": self.validation, "test": self.test}
+        counts: dict[Split, int] = {
+            "train": self.train,
+            "validation": self.validation,
+            "test": self.test,
+        }
         problems, target, draft = make_fake(world, counts, ctx.generator(f"fake/{self.seed}"))
         costs = CostModel(
             draft=self.draft_cost,

@@ -42,7 +42,8 @@ class RecordBranches(Stage):
         from effllm.modules.arbitration.problems import SPLITS
 
         stored = ctx.input("pair", ArbitrationPair)
-        pair, metrics = stored.load(), {}
+        pair = stored.load()
+        metrics: Metrics = {}
         for split in SPLITS:
             problems = stored.problems(split)
             branches = follow(ctx, pair, problems, split, self.lot)

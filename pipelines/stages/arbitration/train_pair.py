@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from effllm.modules.ranges import (
     Fraction,
@@ -29,6 +29,10 @@ class TrainPair(Stage):
         parts: of a problem.
         target_share: share of sorting in what the target learns; the rest is turning around.
         draft_share: in what the draft learns.
+        target_weak: the target's weaker skill: `s` sorts, `o` turns around.
+        draft_weak: the draft's.
+        strings: different letters that a weaker skill is shown with: so few that some of it is
+            learnt by heart only.
         target_habit: share of the target's texts with `;` where `,` is as good.
         draft_habit: of the draft's.
         target_layers: decoder blocks of the target.
@@ -56,6 +60,9 @@ class TrainPair(Stage):
     parts: PositiveInt
     target_share: Fraction
     draft_share: Fraction
+    target_weak: Literal["s", "o"]
+    draft_weak: Literal["s", "o"]
+    strings: PositiveInt
     target_habit: Fraction
     draft_habit: Fraction
     target_layers: PositiveInt
@@ -86,7 +93,7 @@ class TrainPair(Stage):
         from random import Random
 
         from effllm.modules.arbitration.cost_model import CostModel
-        from effllm.modules.arbitration.problems import CHARACTERS, END, make_problems
+        from effllm.modules.arbitration.problems import CHARACTERS, END, Split, make_problems
         from effllm.modules.arbitration.toy import SkillTraining, as_sequences, character_model
         from effllm.modules.training import fit
 
@@ -103,7 +110,8 @@ class TrainPair(Stage):
                 getattr(self, f"{name}_problems"),
                 parts=self.parts,
                 share=getattr(self, f"{name}_share"),
-                seed=2 * self.seed + number,
+                seed=self.seed,  # so that equal mixtures are equal texts
+                strings={getattr(self, f"{name}_weak"): self.strings},
             )
             habit = getattr(self, f"{name}_habit")
             fit(
@@ -117,9 +125,13 @@ class TrainPair(Stage):
                 progress=lambda done, total: ctx.progress(done, total, "step"),
                 curve=ctx.workdir / f"{name}.csv",
             )
-            model.cpu().eval().save_pretrained(ctx.workdir / name)  # type: ignore[no-untyped-call]
+            model.cpu().eval().save_pretrained(ctx.workdir / name)
             sizes[name] = sum(one.numel() for one in model.parameters())
-        counts = {"train": self.train, "validation": self.validation, "test": self.test}
+        counts: dict[Split, int] = {
+            "train": self.train,
+            "validation": self.validation,
+            "test": self.test,
+        }
         problems = [
             problem
             for split, count in counts.items()
