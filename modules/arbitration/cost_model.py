@@ -1,8 +1,9 @@
 """What arbitrated decoding costs, from exact counts, in steps of the target.
 
-    C = (blocks (1 + v K) + c K blocks + e calls) / tokens
+    C = (blocks (1 + v K) + c K blocks + e calls) / tokens after the first
 
-Decoding with the target alone costs 1 a token, so 1 / C is the predicted speed-up. It is a
+Decoding with the target alone costs 1 a token after the first, which comes with the prompt, so 1 / C
+is the predicted speed-up. It is a
 prediction: no clock is read, and none enters a reward.
 """
 
@@ -52,7 +53,7 @@ def rewards(branches: Branches, costs: CostModel, speed_weight: float) -> Tensor
     right = branches.right.float()
     if speed_weight == 0:
         return right
-    per_token = costs.per_leaf(branches) / branches.count("tokens")
+    per_token = costs.per_leaf(branches) / (branches.count("tokens") - 1).clamp(min=1)
     exact = per_token[branches.walk(torch.zeros(len(branches.problem), dtype=torch.bool))]
     owner = problem_of_leaves(branches)
     saved = (1 - per_token / exact[owner]).clamp(-1, 1).float()

@@ -2,7 +2,8 @@
 
 All rows read one token at a time, so nothing is ever rolled back. What is emitted depends on the
 block structure of speculation through the phase only: after K kept drafts the target's own token
-comes (bonus), after a rejection a block begins anew. Rows that share problem and actions are one
+comes (bonus), after a rejection a block begins anew. The first token is the target's too, since it
+comes with the prompt, and so is the last one of the budget. Rows that share problem and actions are one
 row until they part, and the counts are those that a block engine would have.
 """
 
@@ -62,13 +63,13 @@ class _Rows:
     output: Tensor
 
     @staticmethod
-    def new(count: int, budget: int) -> "_Rows":
+    def new(count: int, block: int, budget: int) -> "_Rows":
         zeros = torch.zeros(count, dtype=torch.long)
         return _Rows(
             problem=torch.arange(count),
             parent=zeros - 1,
             action=zeros.clone(),
-            phase=zeros.clone(),
+            phase=zeros + block,
             blocks=zeros.clone(),
             calls=zeros.clone(),
             asked=zeros.bool(),
@@ -94,12 +95,13 @@ def explore(pair: Pair, problems: list[Problem]) -> Branches:
     if len({len(one.prompt) for one in problems}) != 1:
         raise ValueError("prompts explored together must have one length")
     prompts = torch.tensor([one.prompt for one in problems])
-    rows = _Rows.new(len(problems), pair.budget)
+    rows = _Rows.new(len(problems), pair.block, pair.budget)
     target, draft = pair.target.begin(prompts), pair.draft.begin(prompts)
     grown = _Growing(len(problems), pair)
     for step in range(pair.budget):
         ours, theirs = _choices(target), _choices(draft)
-        bonus = rows.phase == pair.block
+        last = step + 1 == pair.budget
+        bonus = (rows.phase == pair.block) | last
         mismatch = ~bonus & (ours != theirs)
         asked = mismatch & (rows.decisions < pair.decisions)
         rows = grown.decide(rows, asked, step, (ours, theirs), (target, draft))
@@ -114,9 +116,9 @@ def explore(pair: Pair, problems: list[Problem]) -> Branches:
         rows.accepted += drafted
         rows.since_mismatch = torch.where(mismatch[doubled], 0, rows.since_mismatch + 1)
         rows.since_acceptance = torch.where(drafted, 0, rows.since_acceptance + 1)
-        over = (token == pair.end) | (step + 1 == pair.budget)
+        over = (token == pair.end) | last
         closed = bonus[doubled] | rejected | over
-        rows.blocks += closed
+        rows.blocks += closed & (step > 0)  # the first token comes with the prompt
         rows.calls += closed & rows.asked
         rows.asked &= ~closed
         rows.phase = torch.where(closed, 0, rows.phase + 1)
@@ -191,12 +193,13 @@ def margin_for(
         prompts: (R, T) of validation problems.
         end: id of the token that ends an output.
         budget: tokens of an output.
-        per_problem: wanted doubts of an output.
+        per_problem: wanted doubts of an output; those at a bonus count, too.
     """
     margins, logits = [], target.begin(prompts)
     for step in range(budget):
         best = logits.topk(2, dim=-1).values
-        margins.append(best[:, 0] - best[:, 1])
+        if 0 < step < budget - 1:  # the others are the target's in any case
+            margins.append(best[:, 0] - best[:, 1])
         token = _choices(logits)
         alive = (token != end).nonzero()[:, 0]
         if not len(alive) or step + 1 == budget:

@@ -1,6 +1,6 @@
 """A pair of tables whose best possible arbitration is known.
 
-Every problem has a few positions. At each the two models agree, or differ in one of four ways: both
+Every problem has a few positions, after a token that nobody doubts. At each the two models agree, or differ in one of four ways: both
 tokens are right, the target's, the draft's, or neither. How sure each model is carries half of a
 noisy signal of which. Positions are independent and a problem is right if all are, so the best rule
 takes the draft's token where P(01 | signal) > P(10 | signal), and its accuracy has a closed form.
@@ -85,7 +85,7 @@ class TableStepper:
     """A model that says at each position what its table says, whatever it has read.
 
     Args:
-        table: (N, positions + 1, V) logits of every problem.
+        table: (N, T, V) logits of every problem.
     """
 
     def __init__(self, table: Tensor) -> None:
@@ -118,7 +118,7 @@ def make_fake(
         generator: of all draws.
 
     Returns:
-        Problems in the order of the tables; (N, positions + 1, V) logits of each model.
+        Problems in the order of the tables; (N, positions + 2, V) logits of each model.
     """
     total, length = sum(counts.values()), world.positions
     cells = torch.tensor([*world.chances, 1 - sum(world.chances)]).clamp_min(0)
@@ -128,12 +128,13 @@ def make_fake(
     halves = torch.randn(2, total, length, generator=generator) + world.signal * lean
     tables = []
     for token, sign, half in zip((_TARGET_TOKEN, _DRAFT_TOKEN), (-1, 1), halves, strict=True):
-        table = torch.zeros(total, length + 1, VOCABULARY)
-        table[:, :length, token] = (1 + sign * half / 2).exp()  # positive, so it is the choice
-        same = kinds == 4
-        table[:, :length][same] = 0
-        table[:, :length, _SAME_TOKEN][same] = _SURE
-        table[:, length, _END] = _SURE
+        table = torch.zeros(total, length + 2, VOCABULARY)
+        middle = table[:, 1:-1]
+        middle[..., token] = (1 + sign * half / 2).exp()  # positive, so it is the choice
+        middle[kinds == 4] = 0
+        middle[..., _SAME_TOKEN][kinds == 4] = _SURE
+        table[:, 0, _SAME_TOKEN] = _SURE
+        table[:, -1, _END] = _SURE
         tables.append(table)
     right = {0: (_TARGET_TOKEN, _DRAFT_TOKEN), 1: (_TARGET_TOKEN,), 2: (_DRAFT_TOKEN,), 3: ()}
     right[4] = (_SAME_TOKEN,)
@@ -141,7 +142,7 @@ def make_fake(
     for split in SPLITS:
         for index in range(counts[split]):
             prompt = tuple(_DIGIT + (number >> place & 1) for place in range(_digits(total)))
-            answer = tuple(right[kind] for kind in kinds[number].tolist())
+            answer = tuple(right[kind] for kind in (4, *kinds[number].tolist()))
             problems.append(Problem(f"{split}-{index}", split, prompt, answer, "f" * length))
             number += 1
     return problems, tables[0], tables[1]

@@ -126,7 +126,7 @@ def frontier(branches: Branches, scores: Tensor, costs: CostModel, candidates: i
     per_leaf, found = costs.per_leaf(branches), []
     for point in operating_points(branches, scores, candidates):
         leaves = branches.walk(scores.double() > point.threshold)
-        speed = branches.count("tokens")[leaves].sum() / per_leaf[leaves].sum()
+        speed = (branches.count("tokens")[leaves] - 1).sum() / per_leaf[leaves].sum()
         found.append(
             {"accuracy": point.accuracy, "rate": point.rate, "predicted_speed": float(speed)}
         )

@@ -104,11 +104,11 @@ class Study:
         return float(won.mean()), float(lost.mean()), float(np.median(p))
 
     def predicted_speed(self, rule: str) -> float:
-        """Tokens over cost in target steps, over all problems and seeds."""
+        """Tokens after the first over cost in target steps, over all problems and seeds."""
         costs, counts = self.pair["costs"], self.counts[rule]
         passes = 1 + (costs["verified"] + costs["draft"]) * costs["block"]
         spent = counts["blocks"].sum() * passes + costs["policy"] * counts["calls"].sum()
-        return float(counts["tokens"].sum() / spent)
+        return float((counts["tokens"] - 1).sum() / spent)
 
     def best_one_number(self) -> str:
         """The one-number rule that validation recommends."""

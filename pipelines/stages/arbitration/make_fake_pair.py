@@ -82,7 +82,7 @@ class MakeFakePair(Stage):
             "name": self.name,
             "costs": asdict(costs),
             "decisions": self.decisions,
-            "budget": self.positions + 1,
+            "budget": self.positions + 2,
             "end": END,
             "special": [0, END],
             "pieces": ["", "", *"01tdsuvwxy"][:VOCABULARY],

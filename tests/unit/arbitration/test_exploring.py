@@ -94,44 +94,44 @@ def test_always_draft_is_the_draft_but_at_the_bonus():
     for row, output, length in zip(asked, branches.outputs[leaves].tolist(), lengths, strict=True):
         text = row.clone()
         for place, token in enumerate(output[:length]):
-            model = (pair.target if place % 3 == 2 else pair.draft).model
+            targets = place % 3 == 0 or place == pair.budget - 1
+            model = (pair.target if targets else pair.draft).model
             assert int(model(input_ids=text[None]).logits[0, -1].argmax()) == token
             text = torch.cat([text, torch.tensor([token])])
 
 
 def test_decisions_after_the_first_rejection_did_not_happen():
-    """Mismatches at 2, 3 and 5 of a block, actions 1, 0, 1: two decisions, d1 d2 a3."""
+    """Mismatches at 2, 3 and 5 of a block, actions 1, 0, 1: d1 d2 a3, and 5 is not decided yet."""
     start = 3
 
     def target(text):
-        place = len(text) - start + 1
-        return 10 + place
+        return 10 + len(text) - start
 
     def draft(text):
-        place = len(text) - start + 1
+        place = len(text) - start
         return 20 + place if place in (2, 3, 5) else 10 + place
 
-    pair = pair_of(Scripted(target), Scripted(draft), block=5, budget=3)
+    pair = pair_of(Scripted(target), Scripted(draft), block=5, budget=5)
     branches = explore(pair, [problem([7] * start)])
     actions = {0: 1, 1: 0}
     accept = torch.tensor([bool(actions[int(depth)]) for depth in branches.depth])
     leaf = branches.walk(accept)
-    assert branches.outputs[leaf].tolist() == [[11, 22, 13]]
+    assert branches.outputs[leaf].tolist() == [[10, 11, 22, 13, 14]]
     assert int(branches.count("decisions")[leaf]) == 2
     assert int(branches.visited(accept).sum()) == 2
-    # Always rejected: d1 a2, a3, d4 a5.
-    longer = pair_of(Scripted(target), Scripted(draft), block=5, budget=5)
+    # Always rejected: d1 a2, a3, d4 a5, and a block that the budget cuts to its bonus.
+    longer = pair_of(Scripted(target), Scripted(draft), block=5, budget=7)
     branches = explore(longer, [problem([7] * start)])
     rejected = branches.walk(torch.zeros(len(branches.problem), dtype=torch.bool))
-    assert int(branches.count("blocks")[rejected]) == 3
+    assert int(branches.count("blocks")[rejected]) == 4
 
 
 @pytest.mark.parametrize(
     ("matching", "block", "budget", "blocks", "calls"),
     [
-        (True, 4, 10, 2, 0),  # two whole blocks with their bonus
-        (True, 4, 11, 3, 0),  # and one that the budget cuts
-        (False, 4, 3, 3, 3),  # every first token is rejected
+        (True, 4, 11, 2, 0),  # the prompt's token, two whole blocks with their bonus
+        (True, 4, 12, 3, 0),  # and one that the budget cuts
+        (False, 4, 4, 3, 2),  # every first token is rejected, and the last one is not drafted
     ],
 )
 def test_counts_are_those_of_a_block_engine(matching, block, budget, blocks, calls):
@@ -148,11 +148,11 @@ def test_counts_are_those_of_a_block_engine(matching, block, budget, blocks, cal
 
 
 def test_later_mismatches_than_are_arbitrated_get_the_targets_token():
-    pair = pair_of(Scripted(lambda t: 10), Scripted(lambda t: 11), decisions=2, budget=5)
+    pair = pair_of(Scripted(lambda t: 10), Scripted(lambda t: 11), decisions=2, budget=6)
     branches = explore(pair, [problem([7])])
     assert len(branches.right) == 4 and int(branches.depth.max()) == 1
     everything = branches.walk(torch.ones(len(branches.problem), dtype=torch.bool))
-    assert branches.outputs[everything].tolist() == [[11, 11, 10, 10, 10]]
+    assert branches.outputs[everything].tolist() == [[10, 11, 11, 10, 10, 10]]
 
 
 def test_rows_do_not_depend_on_the_others_of_their_lot():
@@ -169,18 +169,18 @@ def test_rows_do_not_depend_on_the_others_of_their_lot():
 
 def test_what_happened_before_is_seen():
     def draft(text):
-        return 11 if len(text) in (2, 4) else 10
+        return 11 if len(text) in (3, 5) else 10
 
-    pair = pair_of(Scripted(lambda text: 10), Scripted(draft), block=4, budget=6)
+    pair = pair_of(Scripted(lambda text: 10), Scripted(draft), block=4, budget=7)
     branches = explore(pair, [problem([7])])
     seen = dict(zip(FEATURES, branches.observations.T, strict=True))
     first = branches.depth == 0
-    assert seen["progress"][first].tolist() == [pytest.approx(1 / 6)]
+    assert seen["progress"][first].tolist() == [pytest.approx(2 / 7)]
     assert seen["phase"][first].tolist() == [0.25]
     assert seen["decisions"][first].tolist() == [0]
     for kept in (0, 1):
         second = int(branches.children[first][0, kept])
-        assert seen["progress"][second] == pytest.approx(3 / 6)
+        assert seen["progress"][second] == pytest.approx(4 / 7)
         assert seen["phase"][second] == pytest.approx((3 if kept else 1) / 4)
         assert seen["accepted_share"][second] == kept
         assert seen["since_mismatch"][second] == pytest.approx(torch.tensor(2.0).log())
@@ -190,7 +190,7 @@ def test_what_happened_before_is_seen():
 
 
 def test_null_forks_take_the_targets_own_next_token():
-    """The target says 10, next best 12; the draft says 11; only 12 then 10 is right."""
+    """The target says 10, next best 12; the draft says 11; only 10, 12, 10 is right."""
 
     class Second(Scripted):
         def _logits(self):
@@ -198,9 +198,9 @@ def test_null_forks_take_the_targets_own_next_token():
             logits[:, 12] = 1.0
             return logits
 
-    says = lambda text: 10 if len(text) < 3 else END  # noqa: E731
-    pair = pair_of(Second(says), Scripted(lambda t: 11 if len(t) == 1 else says(t)), budget=4)
-    asked = [problem([7], answer=(12, 10))]
+    says = lambda text: 10 if len(text) < 4 else END  # noqa: E731
+    pair = pair_of(Second(says), Scripted(lambda t: 11 if len(t) == 2 else says(t)), budget=5)
+    asked = [problem([7], answer=(10, 12, 10))]
     branches = explore(pair, asked)
     nodes = Forks.of(branches).nodes
     assert branches.tokens[nodes].tolist() == [[10, 11, 12]]

@@ -243,7 +243,7 @@ def planted():
     counts = {"train": 3000, "validation": 2000, "test": 8000}
     problems, *tables = make_fake(planted, counts, torch.Generator().manual_seed(0))
     classes = TokenClasses(["x"] * VOCABULARY, frozenset({0, 1}))
-    pair = Pair(*(TableStepper(one) for one in tables), classes, 1, 4, 6, planted.positions + 1)
+    pair = Pair(*(TableStepper(one) for one in tables), classes, 1, 4, 6, planted.positions + 2)
     found = {
         split: explore(pair, [one for one in problems if one.split == split]) for split in counts
     }

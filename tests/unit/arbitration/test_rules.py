@@ -112,7 +112,7 @@ def test_costs_by_hand_and_speed_in_right_answers_only():
     branches = world(torch.zeros(3), torch.tensor([[1, 1], [1, 0], [0, 1]]))
     costs = CostModel(draft=0.1, verified=0.05, policy=0.02, block=4)
     branches.counts[:, 0] = torch.tensor([2, 1] * 3)  # blocks: the draft's token saves one
-    branches.counts[:, 2] = 4  # tokens
+    branches.counts[:, 2] = 5  # tokens
     per_leaf = costs.per_leaf(branches)
     assert per_leaf[:2].tolist() == pytest.approx([2 * 1.6 + 0.02, 1.6 + 0.02])
     assert problem_of_leaves(branches).tolist() == [0, 0, 1, 1, 2, 2]
