@@ -2,9 +2,8 @@
 
     C = (blocks (1 + v K) + c K blocks + e calls) / tokens after the first
 
-Decoding with the target alone costs 1 a token after the first, which comes with the prompt, so 1 / C
-is the predicted speed-up. It is a
-prediction: no clock is read, and none enters a reward.
+Decoding with the target alone costs 1 a token after the first, which comes with the prompt, so
+1 / C is the predicted speed-up. It is a prediction: no clock is read, and none enters a reward.
 """
 
 from dataclasses import dataclass

@@ -2,9 +2,9 @@
 
 All rows read one token at a time, so nothing is ever rolled back. What is emitted depends on the
 block structure of speculation through the phase only: after K kept drafts the target's own token
-comes (bonus), after a rejection a block begins anew. The first token is the target's too, since it
-comes with the prompt, and so is the last one of the budget. Rows that share problem and actions are one
-row until they part, and the counts are those that a block engine would have.
+comes (bonus), after a rejection a block begins anew. The first token is the target's, too, since it
+comes with the prompt, and so is the last one of the budget. Rows that share problem and actions are
+one row until they part, and the counts are those of the decoding loop (`engine.py`).
 """
 
 from dataclasses import dataclass

@@ -1,9 +1,10 @@
 """A pair of tables whose best possible arbitration is known.
 
-Every problem has a few positions, after a token that nobody doubts. At each the two models agree, or differ in one of four ways: both
-tokens are right, the target's, the draft's, or neither. How sure each model is carries half of a
-noisy signal of which. Positions are independent and a problem is right if all are, so the best rule
-takes the draft's token where P(01 | signal) > P(10 | signal), and its accuracy has a closed form.
+Every problem has a few positions, after a token that nobody doubts. At each the two models agree,
+or differ in one of four ways: both tokens are right, the target's, the draft's, or neither. How
+sure each model is carries half of a noisy signal of which. Positions are independent and a problem
+is right if all are, so the best rule takes the draft's token where P(01 | signal) > P(10 | signal),
+and its accuracy has a closed form.
 """
 
 import math

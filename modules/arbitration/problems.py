@@ -1,10 +1,10 @@
 """Problems with exact checkers, made of parts that need different skills.
 
 A problem has several parts, each a skill's letter and four letters to work on; the answer is `=`
-and all results in order, separated by `;` or `,`, which are as good. It is right only if every part is.
-Which skill a part needs is drawn for every part, so that its place says nothing. What the letters
-of a part can be is dealt among the splits, so that no part of a test problem stands in a training
-problem.
+and all results in order, separated by `;` or `,`, which are as good. It is right only if every part
+is. Which skill a part needs is drawn for every part, so that its place says nothing. What the
+letters of a part can be is dealt among the splits, so that no part of a test problem stands in a
+training problem.
 """
 
 import hashlib
@@ -124,7 +124,9 @@ def make_problems(
         ]
         text = "".join(a + b for a, b in zip(skills, operands, strict=True))
         results = [solve(a, b) for a, b in zip(skills, operands, strict=True)]
-        answer = tuple(_SEPARATORS if one == ";" else encode(one) for one in "=" + ";".join(results))
+        answer = tuple(
+            _SEPARATORS if one == ";" else encode(one) for one in "=" + ";".join(results)
+        )
         name = f"{split}-{len(found)}"
         found.setdefault(text, Problem(name, split, encode(text), answer, "".join(skills)))
         if len(found) == count:
