@@ -31,8 +31,9 @@ class TrainPair(Stage):
         draft_share: in what the draft learns.
         target_weak: the target's weaker skill: `s` sorts, `o` turns around.
         draft_weak: the draft's.
-        strings: different letters that a weaker skill is shown with: so few that some of it is
-            learnt by heart only.
+        target_strings: different letters that the target's weaker skill is shown with: so few that
+            some of it is learnt by heart only.
+        draft_strings: that the draft's is shown with.
         target_habit: share of the target's texts with `;` where `,` is as good.
         draft_habit: of the draft's.
         target_layers: decoder blocks of the target.
@@ -62,7 +63,8 @@ class TrainPair(Stage):
     draft_share: Fraction
     target_weak: Literal["s", "o"]
     draft_weak: Literal["s", "o"]
-    strings: PositiveInt
+    target_strings: PositiveInt
+    draft_strings: PositiveInt
     target_habit: Fraction
     draft_habit: Fraction
     target_layers: PositiveInt
@@ -111,7 +113,7 @@ class TrainPair(Stage):
                 parts=self.parts,
                 share=getattr(self, f"{name}_share"),
                 seed=self.seed,  # so that equal mixtures are equal texts
-                strings={getattr(self, f"{name}_weak"): self.strings},
+                strings={getattr(self, f"{name}_weak"): getattr(self, f"{name}_strings")},
             )
             habit = getattr(self, f"{name}_habit")
             fit(
