@@ -1,0 +1,127 @@
+"""What the numbers say of each claim; the rule for "surpasses the target" is stated once, here.
+
+On the untouched test problems, at the threshold that validation chose, three lower 95 % bounds must
+be above 0: of the gain over the target, of that over random choices at the same rate, and of that
+over self-arbitration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from effllm.modules.evaluation.intervals import Interval
+from effllm.pipelines.reports.cospec.study import TITLES, Study
+from effllm.pipelines.reports.cospec.tables import percent
+from effllm.pipelines.reports.page import Verdict
+from effllm.pipelines.reports.verdicts import decide, judge
+
+_MATCHES = 0.01  # a gain within one point either way
+_PAPER_CONDITIONS = (
+    "models made here, paper Llama 70B with 8B (second-hand)",
+    "tasks made here, paper GSM8K, HumanEval and MBPP (second-hand)",
+    "policy and training designed here",
+)
+
+
+def verdicts(studies: Sequence[Study]) -> list[Verdict]:
+    """All claims, pair by pair."""
+    found = []
+    for study in studies:
+        found.append(surpasses(study))
+        if study.pair["best_accuracy"] is not None:
+            found.append(_near_optimum(study))
+        found += [_beats_best_number(study), _reinforcement_adds(study)]
+    return found
+
+
+def surpasses(study: Study) -> Verdict:
+    """Whether the shipped policy is right more often than the target, by the rule above."""
+    gain, random, own = (study.gain("cospec", over) for over in ("target", "random", "self_rl"))
+    claim = f"{study.name}: arbitration is right more often than the target alone."
+    evidence = (
+        f"Over the target {_points(gain)}, over random choices {_points(random)}, over "
+        f"self-arbitration {_points(own)}; predicted speed-up "
+        f"{study.predicted_speed('cospec'):.2f}."
+    )
+    if not gain.known:
+        return judge(claim, 0 - gain, evidence)
+    if gain.low > -_MATCHES and gain.high < _MATCHES:
+        return Verdict(claim, "matches", evidence, _PAPER_CONDITIONS)
+    return decide(
+        claim,
+        evidence,
+        holds=min(gain.low, random.low, own.low) > 0,
+        fails=gain.high < 0 or own.high < 0 or random.high < 0,
+        paper=True,
+        conditions=_PAPER_CONDITIONS,
+    )
+
+
+def _near_optimum(study: Study) -> Verdict:
+    best = study.pair["best_accuracy"]
+    short = best - study.share("cospec")
+    return judge(
+        f"{study.name}: the shipped policy is within one point of the best there can be.",
+        short - _MATCHES,
+        f"Right {percent(study.share('cospec'))} %, the optimum is expected at {100 * best:.1f} %.",
+    )
+
+
+def _beats_best_number(study: Study) -> Verdict:
+    rule = study.best_one_number()
+    gain = study.gain("cospec", rule)
+    return judge(
+        f"{study.name}: the policy beats the best rule of one number ({TITLES[rule]}).",
+        0 - gain,
+        f"Over it {_points(gain)}.",
+    )
+
+
+def _reinforcement_adds(study: Study) -> Verdict:
+    claim = f"{study.name}: reinforcement adds right answers to the warm start."
+    if not study.figures["gate_open"]:
+        return Verdict(claim, "no verdict", "The gate was closed; there was no reinforcement.")
+    gain = study.gain("rl", "warm")
+    return judge(claim, 0 - gain, f"Over the warm start {_points(gain)}.")
+
+
+def _points(value: Interval) -> str:
+    return f"{percent(value, sign=True)} points"
+
+
+def answer(studies: Sequence[Study]) -> str:
+    """The question and the answer in a sentence per pair, controls that win named first."""
+    parts = []
+    for study in studies:
+        best = study.best_one_number()
+        ahead = [
+            TITLES[rule]
+            for rule in (best, "random", "self_rl", "warm")
+            if study.gain(rule, "cospec").value > 0
+        ]
+        said = (
+            f"on {study.name} the target is right in {percent(study.share('target'))} % of "
+            f"{study.right['target'].shape[1]:,} test problems and arbitration in "
+            f"{percent(study.share('cospec'))} % ({_points(study.gain('cospec'))}; best rule of "
+            f"one number, {TITLES[best]}: {percent(study.share(best))} %; self-arbitration: "
+            f"{percent(study.share('self_rl'))} %)"
+        )
+        if ahead:
+            said = f"{said}, and these controls are ahead of it: {', '.join(ahead)}"
+        parts.append(said)
+    return (
+        "Can a learned choice between a draft's and a target's token be right more often than the "
+        f"target itself? Here: {'; '.join(parts)}."
+    )
+
+
+WHAT_IT_SHOWS = (
+    "What small models can show, and what not: the pairs are made here, with problems that can be "
+    "checked and skills that differ on purpose (fake: planted, with a known optimum; toy: two "
+    "small models, each shown few examples of what the other is good at; toy_null: a smaller model "
+    "trained on the target's own texts). They show the mechanism: whether a policy beats its "
+    "target where two models err differently and free features tell, and whether simpler rules do, "
+    "too. They say nothing on whether a model of 8B knows better than one of 70B: the paper's "
+    "benchmarks are out of reach of models of this size."
+)
+"""The first paragraph of the page."""

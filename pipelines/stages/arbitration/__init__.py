@@ -1,0 +1,1 @@
+"""Arbitration between draft and target: pairs, tries, policies, verdicts."""

@@ -1,0 +1,135 @@
+"""Arbiters trained by reinforcement on verdicts of whole outputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from effllm.modules.ranges import (
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Ratio,
+)
+from effllm.pipelines.artifacts.arbitration import (
+    Arbiters,
+    ArbitrationPair,
+    BranchTries,
+    Headroom,
+    write_arbiters,
+)
+from effllm.pipelines.stage import Metrics, Stage, StageContext
+
+if TYPE_CHECKING:
+    from effllm.modules.arbitration.reinforcement import OptimizerFactory
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainPolicy(Stage):
+    """Go on from warm-started policies with rollouts; where the gate is closed, leave them.
+
+    Args:
+        optimizer: factory of the optimiser.
+        epochs: of training; a checkpoint after each.
+        iterations: of an epoch: rollouts with the policy of the moment, then passes over them.
+        problems: of an iteration.
+        group: outputs of each problem, compared with each other.
+        passes: over an iteration's decisions.
+        minibatch: decisions of a step.
+        floor: least chance of either action in rollouts.
+        clip: of the ratio of chances.
+        kl_weight: of the distance from the warm start.
+        entropy_weight: of the entropy of actions.
+        kl_stop: passes end at this mean distance from the acting policy, nats.
+        speed_weight: of the predicted saving in the reward of right answers.
+    """
+
+    INPUTS: ClassVar = {
+        "pair": ArbitrationPair,
+        "branches": BranchTries,
+        "warm": Arbiters,
+        "headroom": Headroom,
+    }
+    OUTPUT: ClassVar = Arbiters
+
+    optimizer: OptimizerFactory
+    epochs: PositiveInt
+    iterations: PositiveInt
+    problems: PositiveInt
+    group: PositiveInt
+    passes: PositiveInt
+    minibatch: PositiveInt
+    floor: Ratio
+    clip: PositiveFloat
+    kl_weight: NonNegativeFloat
+    entropy_weight: NonNegativeFloat
+    kl_stop: PositiveFloat
+    speed_weight: NonNegativeFloat
+
+    def __post_init__(self) -> None:
+        from effllm.modules.training import require_optimizer
+
+        require_optimizer(self.optimizer)
+        if self.group < 2:
+            raise ValueError(f"need group >= 2 to compare outputs, got {self.group}")
+        if self.floor >= 0.5:
+            raise ValueError(f"need floor < 0.5 to leave the policy a choice, got {self.floor}")
+
+    def run(self, ctx: StageContext) -> Metrics:
+        """`arbiters.json`, and per seed a policy and its curve."""
+        from effllm.modules.arbitration.cost_model import rewards
+        from effllm.modules.arbitration.reinforcement import ArbiterTraining, Rollouts
+        from effllm.modules.training import fit
+
+        tries, warm = ctx.input("branches", BranchTries), ctx.input("warm", Arbiters)
+        branches = tries.load("train")
+        reward = rewards(branches, ctx.input("pair", ArbitrationPair).costs, self.speed_weight)
+        gate_open = bool(ctx.input("headroom", Headroom).figures["gate"]["open"])
+        policies = warm.policies()
+        for number, (seed, policy) in enumerate(policies.items()):
+            if not gate_open:
+                break
+            policy.train().requires_grad_(True)
+            arbiter = ArbiterTraining(
+                policy,
+                self.optimizer,
+                floor=self.floor,
+                passes=self.passes,
+                minibatch=self.minibatch,
+                clip=self.clip,
+                kl_weight=self.kl_weight,
+                entropy_weight=self.entropy_weight,
+                kl_stop=self.kl_stop,
+                seed=seed,
+            )
+            rollouts = Rollouts(
+                arbiter,
+                branches,
+                reward,
+                problems=self.problems,
+                group=self.group,
+                length=self.iterations,
+                seed=seed,
+            )
+            fit(
+                arbiter,
+                ctx.progress_dir / f"seed-{seed}",
+                epochs=self.epochs,
+                device="cpu",  # the tries and the policy are small; rollouts are walks in memory
+                batches=rollouts,
+                curve=ctx.workdir / f"curve-{seed}.csv",
+            )
+            ctx.progress(number + 1, len(policies), "seed")
+        info = {
+            **warm.info,
+            "trainer": "reinforcement",
+            "proposer": tries.proposer,
+            "speed_weight": self.speed_weight,
+            "gate_open": gate_open,
+        }
+        write_arbiters(ctx.workdir, info, policies)
+        return {"trained": gate_open, "outputs_per_seed": self._outputs if gate_open else 0}
+
+    @property
+    def _outputs(self) -> int:
+        return self.epochs * self.iterations * self.problems * self.group
