@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-METHODS = ("sparsity", "sds", "structural", "decoding", "drafting", "kvcache")
+METHODS = ("sparsity", "sds", "structural", "permutation", "decoding", "drafting", "heads",
+           "arbitration", "kvcache")  # fmt: skip
 
 
 def imports(folder):

@@ -19,7 +19,17 @@ from effllm.pipelines.engine.graph import build_graph, check_fields
 from effllm.pipelines.engine.store import Store
 from effllm.pipelines.stage import Many
 
-PAPERS = ("sds", "sds_ablation", "fly", "fly_accuracy", "tyr_long", "spark")
+PAPERS = (
+    "sds",
+    "sds_ablation",
+    "fly",
+    "fly_accuracy",
+    "tyr_long",
+    "spark",
+    "permutation",
+    "amphista",
+    "cospec",
+)
 MAY_BE_NULL = frozenset({"bits", "storage", "picture"})  # though the papers give a value
 MAY_BE_EMPTY = frozenset({"joiner"})
 
