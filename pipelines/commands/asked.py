@@ -23,7 +23,7 @@ from effllm.pipelines.cli import Parser
 
 EXAMPLES = """\
 settings, as key=value (conf/generate.yaml lists them):
-  decoder=lookup|plain|fly|margin|typical|draft|draft_tree|draft_fly
+  decoder=lookup|plain|fly|margin|typical|draft|draft_tree|draft_fly|amphista
   draft=none|first_layers|checkpoint   model=…   dtype=float32   max_new_tokens=256   seed=0
 
   effllm generate "What is 2+2=?" decoder=plain
