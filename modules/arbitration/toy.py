@@ -44,6 +44,15 @@ def character_model(*, layers: int, width: int, heads: int, seed: int) -> PreTra
         return LlamaForCausalLM(config)
 
 
+@torch.no_grad()
+def add_noise(model: PreTrainedModel, deviations: float, generator: torch.Generator) -> None:
+    """Move every matrix entry at random by so many deviations of its matrix, in place."""
+    for weight in model.parameters():
+        if weight.dim() > 1:
+            drawn = torch.randn(weight.shape, generator=generator)
+            weight.add_(deviations * weight.std() * drawn)
+
+
 def as_sequences(problems: list[Problem], habit: float, random: Random) -> tuple[Tensor, Tensor]:
     """Problems with right outputs: (N, T) token ids, and what each place is to predict.
 

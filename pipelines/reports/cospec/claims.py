@@ -118,10 +118,10 @@ def answer(studies: Sequence[Study]) -> str:
 WHAT_IT_SHOWS = (
     "What small models can show, and what not: the pairs are made here, with problems that can be "
     "checked and skills that differ on purpose (fake: planted, with a known optimum; toy: two "
-    "small models, each shown few examples of what the other is good at; toy_null: a smaller model "
-    "trained on the target's own texts). They show the mechanism: whether a policy beats its "
-    "target where two models err differently and free features tell, and whether simpler rules do, "
-    "too. They say nothing on whether a model of 8B knows better than one of 70B: the paper's "
-    "benchmarks are out of reach of models of this size."
+    "small models, each shown few examples of what the other is good at; toy_null: the target with "
+    "noise in its weights, which knows nothing more). They show the mechanism: whether a policy "
+    "beats its target where two models err differently and free features tell, and whether simpler "
+    "rules do, too. They say nothing on whether a model of 8B knows better than one of 70B: the "
+    "paper's benchmarks are out of reach of models of this size."
 )
 """The first paragraph of the page."""

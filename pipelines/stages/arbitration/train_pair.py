@@ -9,6 +9,7 @@ from effllm.modules.ranges import (
     Fraction,
     NonNegativeFloat,
     NonNegativeInt,
+    PositiveFloat,
     PositiveInt,
     Seed,
     Word,
@@ -40,6 +41,8 @@ class TrainPair(Stage):
         draft_layers: of the draft.
         target_width: hidden size of the target.
         draft_width: of the draft.
+        draft_noise: null trains the draft. A number makes it of the target instead, each weight
+            moved by so many deviations of its matrix: it knows nothing that its target does not.
         heads: of attention, in both.
         target_problems: that the target learns from, once each.
         draft_problems: that the draft learns from.
@@ -56,6 +59,7 @@ class TrainPair(Stage):
     """
 
     OUTPUT: ClassVar = ArbitrationPair
+    DIGEST_DEFAULTS: ClassVar = {"draft_noise": None}
 
     name: Word
     parts: PositiveInt
@@ -71,6 +75,7 @@ class TrainPair(Stage):
     draft_layers: PositiveInt
     target_width: PositiveInt
     draft_width: PositiveInt
+    draft_noise: PositiveFloat | None
     heads: PositiveInt
     target_problems: PositiveInt
     draft_problems: PositiveInt
@@ -96,11 +101,17 @@ class TrainPair(Stage):
 
         from effllm.modules.arbitration.cost_model import CostModel
         from effllm.modules.arbitration.problems import CHARACTERS, END, Split, make_problems
-        from effllm.modules.arbitration.toy import SkillTraining, as_sequences, character_model
+        from effllm.modules.arbitration.toy import (
+            SkillTraining,
+            add_noise,
+            as_sequences,
+            character_model,
+        )
         from effllm.modules.training import fit
 
         sizes = {}
-        for number, name in enumerate(("target", "draft")):
+        trained = ("target", "draft") if self.draft_noise is None else ("target",)
+        for number, name in enumerate(trained):
             model = character_model(
                 layers=getattr(self, f"{name}_layers"),
                 width=getattr(self, f"{name}_width"),
@@ -129,6 +140,10 @@ class TrainPair(Stage):
             )
             model.cpu().eval().save_pretrained(ctx.workdir / name)
             sizes[name] = sum(one.numel() for one in model.parameters())
+        if self.draft_noise is not None:
+            add_noise(model, self.draft_noise, ctx.generator("draft noise"))
+            model.save_pretrained(ctx.workdir / "draft")
+            sizes["draft"] = sizes["target"]
         counts: dict[Split, int] = {
             "train": self.train,
             "validation": self.validation,
