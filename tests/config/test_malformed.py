@@ -7,29 +7,20 @@ another type, no number, nothing where a value must be, a negative count, a numb
 import copy
 import dataclasses
 import math
+from pathlib import Path
 
 import pytest
 
 from effllm.modules.errors import ConfigError, GraphError
 from effllm.pipelines.artifacts.base import Artifact
-from effllm.pipelines.commands.launch import compose, resolve
+from effllm.pipelines.commands.launch import CONF_DIR, compose, resolve
 from effllm.pipelines.engine.building import one_a_line
 from effllm.pipelines.engine.executor import build_stages
 from effllm.pipelines.engine.graph import build_graph, check_fields
 from effllm.pipelines.engine.store import Store
 from effllm.pipelines.stage import Many
 
-PAPERS = (
-    "sds",
-    "sds_ablation",
-    "fly",
-    "fly_accuracy",
-    "tyr_long",
-    "spark",
-    "permutation",
-    "amphista",
-    "cospec",
-)
+PAPERS = sorted(path.stem for path in (Path(CONF_DIR) / "paper").glob("*.yaml"))
 MAY_BE_NULL = frozenset({"bits", "storage", "picture"})  # though the papers give a value
 MAY_BE_EMPTY = frozenset({"joiner"})
 
