@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from interrupting import interrupted_at
 
 from effllm.modules import training
 from effllm.modules.drafting import traces
@@ -25,19 +26,6 @@ def draft_pipeline(*overrides):
 def payload(store, graph, name):
     one = next(one for one in graph if one.name == name)
     return store.manifest(one.stage, one.digest)["outputs"]
-
-
-def interrupted_at(function, call):
-    """The function, but its n-th call is interrupted."""
-    calls = []
-
-    def wrapped(*args, **kwargs):
-        calls.append(None)
-        if len(calls) == call:
-            raise KeyboardInterrupt
-        return function(*args, **kwargs)
-
-    return wrapped
 
 
 def test_stops_at_a_batch_and_an_epoch_change_nothing(execute, store, monkeypatch, tmp_path):

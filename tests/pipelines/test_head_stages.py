@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from interrupting import interrupted_at
 
 from effllm.modules import training
 from effllm.modules.errors import ArtifactError, DataError
@@ -26,19 +27,6 @@ def head_pipeline(*overrides, arm="amphista_0"):
 def opened(store, pipeline, name, kind):
     one = next(one for one in build_graph(pipeline, store) if one.name == name)
     return store.open(one.stage, one.digest, kind)
-
-
-def interrupted_at(function, call):
-    """The function, but its n-th call is interrupted."""
-    calls = []
-
-    def wrapped(*args, **kwargs):
-        calls.append(None)
-        if len(calls) == call:
-            raise KeyboardInterrupt
-        return function(*args, **kwargs)
-
-    return wrapped
 
 
 def test_stops_at_a_shard_and_an_epoch_change_nothing(execute, store, monkeypatch, tmp_path):
