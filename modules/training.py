@@ -2,6 +2,7 @@
 
 import csv
 import logging
+import math
 import os
 import warnings
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
@@ -102,6 +104,27 @@ def fit(
             trainer.fit(module, loader, **resume)
         except SystemExit as error:
             raise KeyboardInterrupt from error
+
+
+def rising_then_falling(
+    optimizer: torch.optim.Optimizer, *, steps: int, warmup: float
+) -> OptimizerLRSchedulerConfig:
+    """An optimiser whose learning rate rises in a line, then falls to zero as half a cosine.
+
+    Args:
+        optimizer: with its highest learning rates.
+        steps: of the whole training.
+        warmup: share of them that rise; one step at least.
+    """
+    rise = max(1, int(warmup * steps))
+
+    def factor(step: int) -> float:
+        if step < rise:
+            return (step + 1) / rise
+        return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 class _SaveEveryEpoch(L.Callback):

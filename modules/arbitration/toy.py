@@ -1,6 +1,5 @@
 """Small language models of our own, trained from scratch to have different skills."""
 
-import math
 from collections.abc import Callable
 from random import Random
 
@@ -11,6 +10,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from effllm.modules.arbitration.problems import CHARACTERS, END, Problem
+from effllm.modules.training import rising_then_falling
 
 _IGNORED = -100  # of transformers' and torch's cross-entropy
 OptimizerFactory = Callable[..., torch.optim.Optimizer]
@@ -107,15 +107,4 @@ class SkillTraining(L.LightningModule):
         """The configured optimiser under a rising, then falling learning rate."""
         optimizer = self.optimizer(list(self.parameters()))
         steps = int(self.trainer.estimated_stepping_batches)
-        rise = max(1, int(self.warmup * steps))
-
-        def factor(step: int) -> float:
-            if step < rise:
-                return (step + 1) / rise
-            return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
+        return rising_then_falling(optimizer, steps=steps, warmup=self.warmup)

@@ -7,7 +7,6 @@ tokens say how close a call it was:
     loss = - sum_{v in top} p(v) log q(v),   q = softmax over the draft's own vocabulary.
 """
 
-import math
 from collections.abc import Callable
 
 import lightning as L
@@ -15,6 +14,8 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from transformers import PreTrainedModel
+
+from effllm.modules.training import rising_then_falling
 
 _JUDGED_TOGETHER = 8  # texts
 OptimizerFactory = Callable[..., torch.optim.Optimizer]
@@ -65,18 +66,7 @@ class DraftDistillation(L.LightningModule):
         """The configured optimiser under a rising, then falling learning rate."""
         optimizer = self.optimizer([one for one in self.parameters() if one.requires_grad])
         steps = int(self.trainer.estimated_stepping_batches)
-        rise = max(1, int(self.warmup * steps))
-
-        def factor(step: int) -> float:
-            if step < rise:
-                return (step + 1) / rise
-            return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
+        return rising_then_falling(optimizer, steps=steps, warmup=self.warmup)
 
 
 def distillation_loss(logits: Tensor, columns: Tensor, probabilities: Tensor) -> Tensor:

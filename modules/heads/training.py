@@ -1,6 +1,5 @@
 """Teach drafting heads on cached states; the target itself never runs."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +13,7 @@ from effllm.modules.heads.drafter import HeadDrafter
 from effllm.modules.heads.loss import head_loss
 from effllm.modules.heads.states import StateBatch, StateTexts
 from effllm.modules.heads.target import FrozenTarget
+from effllm.modules.training import rising_then_falling
 
 OptimizerFactory = Callable[..., torch.optim.Optimizer]
 
@@ -104,18 +104,7 @@ class HeadTraining(L.LightningModule):
         for group in optimizer.param_groups[1:]:
             group["lr"] *= self.attention_scale
         steps = int(self.trainer.estimated_stepping_batches)
-        rise = max(1, int(self.warmup * steps))
-
-        def factor(step: int) -> float:
-            if step < rise:
-                return (step + 1) / rise
-            return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
+        return rising_then_falling(optimizer, steps=steps, warmup=self.warmup)
 
 
 @torch.no_grad()
