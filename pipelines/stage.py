@@ -203,6 +203,14 @@ class StageContext:
         """Make a stored progress file part of the result, without moving it away."""
         link_or_copy(self.progress_dir / f"{name}.safetensors", self.workdir / filename)
 
+    def curve(self, name: str) -> Path:
+        """Where the curve of a training grows: it outlives an interruption, see `keep_curve`."""
+        return self.progress_dir / f"{name}.csv"
+
+    def keep_curve(self, name: str, folder: str = ".") -> None:
+        """Make a finished curve part of the result."""
+        link_or_copy(self.curve(name), self.workdir / folder / f"{name}.csv")
+
     def load_progress(self, name: str) -> dict[str, torch.Tensor] | None:
         """Tensors stored under a name, or None.
 

@@ -136,8 +136,9 @@ class TrainPair(Stage):
                 batch_size=self.batch_problems,
                 seed=self.seed,
                 progress=lambda done, total: ctx.progress(done, total, "step"),
-                curve=ctx.workdir / f"{name}.csv",
+                curve=ctx.curve(name),
             )
+            ctx.keep_curve(name)
             model.cpu().eval().save_pretrained(ctx.workdir / name)
             sizes[name] = sum(one.numel() for one in model.parameters())
         if self.draft_noise is not None:

@@ -117,8 +117,9 @@ class TrainPolicy(Stage):
                 epochs=self.epochs,
                 device="cpu",  # the tries and the policy are small; rollouts are walks in memory
                 batches=rollouts,
-                curve=ctx.workdir / f"curve-{seed}.csv",
+                curve=ctx.curve(f"curve-{seed}"),
             )
+            ctx.keep_curve(f"curve-{seed}")
             ctx.progress(number + 1, len(policies), "seed")
         info = {
             **warm.info,

@@ -75,8 +75,9 @@ class WarmStartPolicy(Stage):
                 tensors=[branches.observations[nodes], labels],
                 batch_size=self.batch_forks,
                 seed=seed,
-                curve=ctx.workdir / f"curve-{seed}.csv",
+                curve=ctx.curve(f"curve-{seed}"),
             )
+            ctx.keep_curve(f"curve-{seed}")
             ctx.progress(number + 1, len(self.seeds), "seed")
         if not sum(counts):
             ctx.warn(

@@ -16,7 +16,6 @@ from effllm.modules.ranges import (
     Share,
 )
 from effllm.pipelines.artifacts.heads import Heads, HiddenStates, write_heads, write_ranks
-from effllm.pipelines.files import link_or_copy
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 
 if TYPE_CHECKING:
@@ -93,7 +92,6 @@ class TrainHeads(Stage):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             drafter = self.drafter(states.config())
-        curve = ctx.progress_dir / "curve.csv"
         module = HeadTraining(
             drafter.train(),
             target,
@@ -119,9 +117,9 @@ class TrainHeads(Stage):
             seed=self.seed,
             precision=self.precision,
             progress=lambda done, total: ctx.progress(done, total, "step"),
-            curve=curve,
+            curve=ctx.curve("curve"),
         )
-        link_or_copy(curve, ctx.workdir / "curve.csv")
+        ctx.keep_curve("curve")
         drafter.to(ctx.device).eval()
         ranks, owners = true_ranks(drafter, target.to(ctx.device), judged, ctx.device)
         write_ranks(ctx.workdir, ranks, owners)

@@ -7,7 +7,7 @@ from effllm.pipelines.artifacts.checkpoints import Checkpoint
 from effllm.pipelines.artifacts.permutation import Permutation
 from effllm.pipelines.artifacts.statistics import Grams
 from effllm.pipelines.stage import Metrics, Stage, StageContext
-from effllm.pipelines.stages.permutation.problems import SiteProblems, described, require_equal
+from effllm.pipelines.stages.permutation.problems import SiteProblems, described
 
 if TYPE_CHECKING:
     from effllm.modules.permutation.search import Improvement
@@ -42,15 +42,7 @@ class ImprovePermutation(Stage):
     def run(self, ctx: StageContext) -> Metrics:
         """Site by site; goes on at the site that was interrupted."""
         start = ctx.input("start", Permutation)
-        require_equal(ctx, start, self.pattern, self.pruner, self.level)
-        problems = SiteProblems(
-            ctx.input("model", Checkpoint).load_model("float32"),
-            ctx.input("gram", Grams),
-            ctx.input("heldout_gram", Grams),
-            self.pruner,
-            self.pattern,
-            self.level,
-        )
+        problems = SiteProblems(ctx, self.pruner, self.pattern, self.level)
         first = start.orders()
         orders = problems.each(
             ctx,

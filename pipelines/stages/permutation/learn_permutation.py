@@ -8,7 +8,7 @@ from effllm.pipelines.artifacts.checkpoints import Checkpoint
 from effllm.pipelines.artifacts.permutation import Permutation
 from effllm.pipelines.artifacts.statistics import Grams
 from effllm.pipelines.stage import Metrics, Stage, StageContext
-from effllm.pipelines.stages.permutation.problems import SiteProblems, described, require_equal
+from effllm.pipelines.stages.permutation.problems import SiteProblems, described
 
 if TYPE_CHECKING:
     from effllm.modules.permutation.learning import Matching, OptimizerFactory
@@ -59,15 +59,7 @@ class LearnPermutation(Stage):
         from effllm.modules.training import fit
 
         start = ctx.input("start", Permutation)
-        require_equal(ctx, start, self.pattern, self.pruner, self.level)
-        problems = SiteProblems(
-            ctx.input("model", Checkpoint).load_model("float32"),
-            ctx.input("gram", Grams),
-            ctx.input("heldout_gram", Grams),
-            self.pruner,
-            self.pattern,
-            self.level,
-        )
+        problems = SiteProblems(ctx, self.pruner, self.pattern, self.level)
         first, orders = start.orders(), {}
         trained = 0
         for number, site in enumerate(problems.sites, start=1):
@@ -93,17 +85,14 @@ class LearnPermutation(Stage):
                     epochs=1,
                     device="cpu",
                     tensors=[torch.arange(self.steps)],
-                    curve=ctx.progress_dir / f"{site.name}.csv",
+                    curve=ctx.curve(site.name),
                 )
                 stored = {"order": module.best_order}
                 ctx.save_progress(site.name, stored)
             orders[site.name] = stored["order"]
             ctx.progress(number, len(problems.sites), "site")
-        curves = ctx.workdir / "curves"
-        curves.mkdir(exist_ok=True)
         for site in problems.sites:
-            file = ctx.progress_dir / f"{site.name}.csv"
-            (curves / file.name).write_bytes(file.read_bytes())
+            ctx.keep_curve(site.name, "curves")
         about = {
             **start.about,
             "found": [

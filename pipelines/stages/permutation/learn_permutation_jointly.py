@@ -9,7 +9,7 @@ from effllm.pipelines.artifacts.data import Windows
 from effllm.pipelines.artifacts.permutation import Permutation
 from effllm.pipelines.artifacts.statistics import Grams
 from effllm.pipelines.stage import Metrics, Stage, StageContext
-from effllm.pipelines.stages.permutation.problems import SiteProblems, described, require_equal
+from effllm.pipelines.stages.permutation.problems import SiteProblems, described
 
 if TYPE_CHECKING:
     from effllm.modules.permutation.learning import Matching, OptimizerFactory
@@ -68,17 +68,8 @@ class LearnPermutationJointly(Stage):
         from effllm.modules.permutation.learning import LearnableOrder, ModelLearning
         from effllm.modules.training import fit
 
-        model = ctx.input("model", Checkpoint).load_model("float32", ctx.device)
-        problems = SiteProblems(
-            model,
-            ctx.input("gram", Grams),
-            ctx.input("heldout_gram", Grams),
-            self.pruner,
-            self.pattern,
-            "gather",
-        )
+        problems = SiteProblems(ctx, self.pruner, self.pattern, "gather", ctx.device)
         start = ctx.input("start", Permutation)
-        require_equal(ctx, start, self.pattern, self.pruner, "gather")
         first = start.orders()
         windows = ctx.input("windows", Windows).token_ids()[:, : self.window_tokens]
         heldout = ctx.input("heldout", Windows).token_ids()
@@ -97,7 +88,7 @@ class LearnPermutationJointly(Stage):
             for site in problems.sites
         ]
         module = ModelLearning(
-            model,
+            problems.model,
             problems.sites,
             [problems.problem(site) for site in problems.sites],
             orders,
@@ -118,8 +109,9 @@ class LearnPermutationJointly(Stage):
             batch_size=self.batch_windows,
             seed=self.seed,
             progress=lambda done, total: ctx.progress(done, total, "step"),
-            curve=ctx.workdir / "curve.csv",
+            curve=ctx.curve("curve"),
         )
+        ctx.keep_curve("curve")
         found = {
             site.name: order
             for site, order in zip(problems.sites, module.chosen_orders(), strict=True)

@@ -7,54 +7,67 @@ from dataclasses import asdict, is_dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from effllm.modules.errors import ConfigError
+from effllm.pipelines.artifacts.checkpoints import Checkpoint
 from effllm.pipelines.artifacts.permutation import Permutation
+from effllm.pipelines.artifacts.statistics import Grams
 from effllm.pipelines.stage import StageContext
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel
 
     from effllm.modules.permutation.problem import Problem
     from effllm.modules.permutation.sites import Site
     from effllm.modules.sparsity.patterns import Grouped
     from effllm.modules.sparsity.pruners import ScoringPruner
-    from effllm.pipelines.artifacts.statistics import Grams
 
 
 class SiteProblems:
-    """What each site of a model has to decide on.
+    """What each site of a stage's model has to decide on.
 
     Args:
-        model: the dense model, float32.
-        grams: of its activations on calibration text.
-        heldout: of those on held-out text.
+        ctx: of a stage with the inputs model, gram, heldout_gram, and start if it goes on from one.
         pruner: scores the weights on the dense model's calibration inputs.
         pattern: N:M.
         level: gather or free.
+        device: of the weights; orders are searched on the CPU.
 
     Raises:
-        ConfigError: if the pattern's groups do not divide the channels of a site.
+        ConfigError: if the pattern's groups do not divide the channels of a site, or the start was
+            searched for another pattern, pruner or level.
     """
 
     def __init__(
         self,
-        model: PreTrainedModel,
-        grams: Grams,
-        heldout: Grams,
+        ctx: StageContext,
         pruner: ScoringPruner,
         pattern: Grouped,
         level: Literal["gather", "free"],
+        device: str = "cpu",
     ) -> None:
         from effllm.modules.modeling.blocks import prunable_layers
         from effllm.modules.permutation.sites import free_sites, gather_sites
 
-        self.layers = prunable_layers(model)
+        if "start" in ctx.inputs:
+            about = ctx.input("start", Permutation).about
+            for name, mine in (
+                ("pattern", pattern.name),
+                ("pruner", pruner.name),
+                ("level", level),
+            ):
+                if about[name] != mine:
+                    raise ConfigError(
+                        f"{ctx.instance}: {name} is {mine}, but its start was searched for "
+                        f"{about[name]}; give both the same"
+                    )
+        model = ctx.input("model", Checkpoint).load_model("float32", device)
+        self.model, self.layers = model, prunable_layers(model)
         self.widths = {name: layer.columns for name, layer in self.layers.items()}
-        self.grams, self.heldout, self.pruner, self.pattern = grams, heldout, pruner, pattern
+        self.grams, self.heldout = ctx.input("gram", Grams), ctx.input("heldout_gram", Grams)
+        self.pruner, self.pattern = pruner, pattern
         self.sites = (
             free_sites(model)
             if level == "free"
-            else gather_sites(grams.read_json("groups.json"), self.widths)
+            else gather_sites(self.grams.read_json("groups.json"), self.widths)
         )
         for site in self.sites:
             if site.columns % pattern.group:
@@ -136,23 +149,7 @@ class SiteProblems:
         held = self._read.get(grams.label)
         if held is None or held[0] != int(index):
             held = self._read[grams.label] = int(index), grams.block(int(index))
-        return held[1][name]
-
-
-def require_equal(
-    ctx: StageContext, start: Permutation, pattern: Grouped, pruner: ScoringPruner, level: str
-) -> None:
-    """See that learning goes on from orders that were searched for the same.
-
-    Raises:
-        ConfigError: names what differs.
-    """
-    for name, mine in (("pattern", pattern.name), ("pruner", pruner.name), ("level", level)):
-        if start.about[name] != mine:
-            raise ConfigError(
-                f"{ctx.instance}: {name} is {mine}, but its start was searched for "
-                f"{start.about[name]}; give both the same"
-            )
+        return held[1][name].to(self.model.device)
 
 
 def described(part: object) -> Any:

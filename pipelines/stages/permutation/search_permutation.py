@@ -37,14 +37,7 @@ class SearchPermutation(Stage):
 
     def run(self, ctx: StageContext) -> Metrics:
         """Site by site; goes on at the site that was interrupted."""
-        problems = SiteProblems(
-            ctx.input("model", Checkpoint).load_model("float32"),
-            ctx.input("gram", Grams),
-            ctx.input("heldout_gram", Grams),
-            self.pruner,
-            self.pattern,
-            self.level,
-        )
+        problems = SiteProblems(ctx, self.pruner, self.pattern, self.level)
         orders = problems.each(
             ctx, lambda site, problem: self.search.find(problem, ctx.generator(site))
         )
