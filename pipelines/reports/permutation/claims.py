@@ -74,8 +74,9 @@ def answer(data: Comparison) -> str:
         return ""
     value = {kind: data.perplexity(row).value for kind, row in shown.items()}
     change = data.relative(shown["gather/jointly"], shown["gather/loss_swaps"])
+    lead = "Yes." if change.high < -SEED_MARGIN else "Not in the settings tried here."
     return (
-        f"Wanda at {MAIN} has a test perplexity of {value['unchanged']:.1f} as channels are, "
+        f"{lead} Wanda at {MAIN} has a test perplexity of {value['unchanged']:.1f} as channels are, "
         f"{value['gather/ria']:.1f} in RIA's order, {value['gather/loss_swaps']:.1f} after swaps "
         f"that lower the layers' error, {value['gather/jointly']:.1f} after learning on from "
         f"there ({signed(change)} %), and {value['gather/paper']:.1f} learned the paper's way in "
