@@ -76,7 +76,8 @@ def answer(data: Comparison) -> str:
     change = data.relative(shown["gather/jointly"], shown["gather/loss_swaps"])
     lead = "Yes." if change.high < -SEED_MARGIN else "Not in the settings tried here."
     return (
-        f"{lead} Wanda at {MAIN} has a test perplexity of {value['unchanged']:.1f} as channels are, "
+        f"{lead} Wanda at {MAIN} has a test perplexity of {value['unchanged']:.1f} as channels "
+        "are, "
         f"{value['gather/ria']:.1f} in RIA's order, {value['gather/loss_swaps']:.1f} after swaps "
         f"that lower the layers' error, {value['gather/jointly']:.1f} after learning on from "
         f"there ({signed(change)} %), and {value['gather/paper']:.1f} learned the paper's way in "
@@ -87,7 +88,7 @@ def answer(data: Comparison) -> str:
 def _times(row: Row, other: Row, results: list[Artifact]) -> str:
     shown = []
     for one in (row, other):
-        permutation = found_by(one, results)
+        permutation = None if one.variant == "unchanged" else found_by(one, results)
         shown.append("no time" if permutation is None
                      else f"{finding_seconds(permutation, results):.0f} s")  # fmt: skip
     return f"; found in {shown[0]} against {shown[1]}"

@@ -51,6 +51,7 @@ def draw_errors(data: Comparison, results: list[Artifact], folder: Path, pattern
                 for kind, value in zip(kinds, values, strict=True)
             ]
         axes.axhline(1.0, color="#7f7f7f", linestyle="--", linewidth=1)
+        axes.set_ylim(0, 1.4)  # room for the legend
         axes.set_xticks(range(len(kinds)), [_reader(kind) for kind in kinds])
         axes.set_ylabel("held-out error,\nno order = 1")
         axes.legend(ncols=2, fontsize=9)
