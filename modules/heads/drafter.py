@@ -6,6 +6,8 @@ head turns these into logits. It works in two steps, since the first looks back 
 the second does not: `adapt` gives features per position, `guess` the vectors of some positions.
 """
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
@@ -13,7 +15,7 @@ from transformers.cache_utils import Cache
 from effllm.modules.ranges import PositiveInt
 
 
-class HeadDrafter(nn.Module):
+class HeadDrafter(nn.Module, ABC):
     """Base of all drafters: features are the hidden states themselves.
 
     Args:
@@ -49,9 +51,9 @@ class HeadDrafter(nn.Module):
         """Whether features of a position depend on those before it."""
         return self.cached_layers > 0
 
+    @abstractmethod
     def guess(self, features: Tensor) -> Tensor:
         """(n, S, C) features of n positions -> (n, K, C) vectors for the target's head."""
-        raise NotImplementedError
 
     def attention_parameters(self) -> list[nn.Parameter]:
         """Parameters of attention layers, which are taught more slowly."""

@@ -96,11 +96,11 @@ def _through_scores(
     blocks, size, _ = plan.shape
     shape = (len(weight), blocks, size)
     hard = torch.zeros_like(plan).scatter_(1, inner[:, None, :], 1.0)
-    exact = hard + plan - plan.detach()
+    exact = hard + (plan - plan.detach())  # in this order: no rounding enters the forward pass
     permuted = torch.einsum("rgi,gij->rgj", score[:, first].reshape(shape), exact).flatten(1)
     soft = permuted.reshape(len(weight), -1, pattern.group).softmax(dim=2).flatten(1)
     mask = nm_mask(permuted.detach(), keep=pattern.keep, group=pattern.group).to(soft.dtype)
-    straight = (mask + soft - soft.detach()).reshape(shape)
+    straight = (mask + (soft - soft.detach())).reshape(shape)
     back = torch.einsum("rgj,gij->rgi", straight, exact).flatten(1)
     return weight * back[:, inverse(first)]
 
@@ -158,6 +158,9 @@ class _Hard(torch.autograd.Function):
 
 def _same_inside_a_group(gains: Tensor, members: Tensor) -> None:
     """A channel moved within its group changes nothing: the price of its own slot, in place.
+
+    Deviates: the shared specification copies the price of the slot's present channel. Both leave
+    moves within a group free; this one charges a move from outside with the channel that leaves.
 
     Args:
         gains: (G, b, b) price of channel i in slot j.

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from interrupting import interrupted_at
+from interrupting import interrupt
 
 from effllm.modules import training
 from effllm.modules.drafting import traces
@@ -36,11 +36,7 @@ def test_stops_at_a_batch_and_an_epoch_change_nothing(execute, store, monkeypatc
         (traces, "write_greedily", 2, "traces"),
         (training._SaveEveryEpoch, "on_train_epoch_end", 2, "draft"),
     )
-    for owner, name, call, stage in stops:
-        with monkeypatch.context() as patch:
-            patch.setattr(owner, name, interrupted_at(getattr(owner, name), call))
-            with pytest.raises(KeyboardInterrupt):
-                execute(pipeline, until=stage)
+    interrupt(execute, pipeline, stops, monkeypatch)
     outcomes = execute(pipeline)
     assert outcomes["draft"] == "resumed"
     graph = build_graph(pipeline, store)

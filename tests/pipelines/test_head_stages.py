@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from interrupting import interrupted_at
+from interrupting import interrupt
 
 from effllm.modules import training
 from effllm.modules.errors import ArtifactError, DataError
@@ -37,11 +37,7 @@ def test_stops_at_a_shard_and_an_epoch_change_nothing(execute, store, monkeypatc
         (states, "last_hidden", 3, "states"),
         (training._SaveEveryEpoch, "on_train_epoch_end", 2, "amphista_0.heads"),
     )
-    for owner, name, call, stage in stops:
-        with monkeypatch.context() as patch:
-            patch.setattr(owner, name, interrupted_at(getattr(owner, name), call))
-            with pytest.raises(KeyboardInterrupt):
-                execute(pipeline, until=stage)
+    interrupt(execute, pipeline, stops, monkeypatch)
     outcomes = execute(pipeline)
     assert outcomes["amphista_0.heads"] == "resumed"
     for name, kind in (("states", HiddenStates), ("amphista_0.heads", Heads)):

@@ -1,7 +1,7 @@
 """Stages of orders: interrupted anywhere they end with the same files; misfits are refused."""
 
 import pytest
-from interrupting import interrupted_at
+from interrupting import interrupt
 
 from effllm.modules import training
 from effllm.modules.errors import ConfigError
@@ -42,11 +42,9 @@ def test_stops_at_a_site_and_an_epoch_change_nothing(execute, store, monkeypatch
         (training._SaveEveryEpoch, "on_train_epoch_end", 2, "learned.learn"),
         (training._SaveEveryEpoch, "on_train_epoch_end", 2, "jointly.learn"),
     )
-    for owner, name, call, stage in stops:
-        with monkeypatch.context() as patch:
-            patch.setattr(owner, name, interrupted_at(getattr(owner, name), call))
-            with pytest.raises(KeyboardInterrupt):
-                execute(pipeline, until=stage)
+    for stop in stops:
+        interrupt(execute, pipeline, [stop], monkeypatch)
+        stage = stop[-1]
         assert execute(pipeline, until=stage)[stage] == "resumed"
         assert files(store, pipeline, stage) == files(whole, pipeline, stage)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from effllm.pipelines.artifacts.base import Artifact
 from effllm.pipelines.reports.comparison import Comparison, Row, signed
 from effllm.pipelines.reports.page import Verdict
-from effllm.pipelines.reports.permutation.tables import finding_seconds, found_by
+from effllm.pipelines.reports.permutation.tables import finding_time, found_by
 from effllm.pipelines.reports.sds import SEED_MARGIN
 from effllm.pipelines.reports.verdicts import judge
 
@@ -89,6 +89,5 @@ def _times(row: Row, other: Row, results: list[Artifact]) -> str:
     shown = []
     for one in (row, other):
         permutation = None if one.variant == "unchanged" else found_by(one, results)
-        shown.append("no time" if permutation is None
-                     else f"{finding_seconds(permutation, results):.0f} s")  # fmt: skip
+        shown.append("no time" if permutation is None else finding_time(permutation, results))
     return f"; found in {shown[0]} against {shown[1]}"

@@ -84,6 +84,32 @@ def test_counterfactual_learning_beats_random_orders(tmp_path):
     assert wins >= 9, wins
 
 
+def test_an_entrys_own_share_in_the_gradient_hides_the_moves(tmp_path):
+    """Without the curvature of the layer's error, learning from the identity finds far less."""
+    ratios = []
+    for seed in range(3):
+        problem, _ = layer_problem(seed)
+        order = LearnableOrder(torch.arange(32), (1, 32), 0.1, draw())
+        blind = LearnableOrder(torch.arange(32), (1, 32), 0.1, draw())
+        errors = []
+        for one, known in ((order, 2 / problem.output), (blind, None)):
+            optimizer, best = adam(one.parameters()), problem.error(torch.arange(32))
+            for step in range(60):
+                (pruned,) = one.prune(
+                    problem.parts, TWO_OF_FOUR, "counterfactual", 2.0 * 0.25 ** (step / 59),
+                    curvature=known,
+                )  # fmt: skip
+                part = problem.parts[0]
+                lost = pruned - part.weight
+                optimizer.zero_grad()
+                ((lost @ part.gram * lost).sum() / problem.output).backward()
+                optimizer.step()
+                best = min(best, problem.error(one.hardened(TWO_OF_FOUR)))
+            errors.append(best)
+        ratios.append(errors[0] / errors[1])
+    assert max(ratios) < 1, ratios
+
+
 def model_learner(mode, loss, noise=0.0, groups=4, steps=2):
     model = tiny_model("llama")
     windows = torch.arange(3, 67).reshape(2, 32)
