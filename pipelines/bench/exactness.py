@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from effllm.pipelines.artifacts.checkpoints import Checkpoint
 from effllm.pipelines.artifacts.data import Prompts
-from effllm.pipelines.commands.launch import compose, resolve, run_command
+from effllm.pipelines.commands.composing import compose, resolve
+from effllm.pipelines.commands.launch import run_command
 from effllm.pipelines.engine.graph import build_graph
 from effllm.pipelines.engine.store import Store
 

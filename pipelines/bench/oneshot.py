@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from effllm.modules.evaluation.intervals import Interval, over_seeds
-from effllm.pipelines.commands.launch import compose, resolve, run_command
+from effllm.pipelines.commands.composing import compose, resolve
+from effllm.pipelines.commands.launch import run_command
 from effllm.pipelines.engine.graph import build_graph
 from effllm.pipelines.engine.store import Store
 from effllm.pipelines.files import write_json

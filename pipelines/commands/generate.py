@@ -21,7 +21,8 @@ from effllm.pipelines.commands.asked import (
     check_settings,
     read_arguments,
 )
-from effllm.pipelines.commands.launch import choose_device, compose, one_line, quieten_libraries
+from effllm.pipelines.commands.composing import compose, one_line
+from effllm.pipelines.commands.launch import choose_device, quieten_libraries
 from effllm.pipelines.commands.memory import keep_freed_memory
 from effllm.pipelines.engine.building import build
 from effllm.pipelines.engine.graph import build_graph

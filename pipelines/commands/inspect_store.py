@@ -249,7 +249,7 @@ VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
 def _embedded(group: str) -> Any:
     from omegaconf import OmegaConf
 
-    from effllm.pipelines.commands.launch import compose
+    from effllm.pipelines.commands.composing import compose
     from effllm.pipelines.engine.building import build
 
     chosen = compose(["paper=sds", "scale=cpu"])[group]

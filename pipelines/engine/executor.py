@@ -9,16 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import gc
-import hashlib
-import json
 import logging
-import os
-import re
 import sys
 import time
-import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -37,33 +31,24 @@ from effllm.pipelines.engine.graph import (
     build_source,
     check_fields,
 )
-from effllm.pipelines.engine.identity import SCHEMA, canonical_json
+from effllm.pipelines.engine.identity import SCHEMA
 from effllm.pipelines.engine.interrupts import raise_if_asked
 from effllm.pipelines.engine.planning import Options, plan_statuses, stale_instances
 from effllm.pipelines.engine.store import Store, live_run
 from effllm.pipelines.engine.tracking import Logger, StageLabels
+from effllm.pipelines.engine.work_folder import (
+    payload_digest,
+    prepare_work,
+    record_error,
+    why_it_cannot_write,
+)
 from effllm.pipelines.files import (
-    make_folder,
-    remove,
     replace_synced,
-    sync,
     write_json,
 )
-from effllm.pipelines.stage import PROGRESS_FOLDER, Many, Metrics, Stage, StageContext
+from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
 
 log = logging.getLogger("effllm")
-
-# Errors of the file system that a person can repair.
-CANNOT_WRITE = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EIO,
-    errno.EROFS,
-    errno.EACCES,
-    errno.EPERM,
-    errno.ENOTDIR,
-)
 
 
 @dataclass
@@ -225,7 +210,7 @@ class Run:
             if discarded:
                 self.display.line(f"note: {instance.name}: {discarded}")
             work = store.work(instance.stage, instance.digest)
-            resumed = prepare_work(work, instance, _payload_digest(inputs))
+            resumed = prepare_work(work, instance, payload_digest(inputs))
             self._execute(instance, stage, inputs, work, resumed)
             self._made.add(instance.digest)
 
@@ -338,7 +323,7 @@ class Run:
             seconds = time.perf_counter() - clock
             self.outcomes[instance.name] = Outcome("failed", seconds, {}, str(error))
             reason = why_it_cannot_write(error, work)
-            _record_error(work, error)
+            record_error(work, error)
             self.display.fail(instance.name, seconds)
             tracker.finish({}, None, 130 if isinstance(error, KeyboardInterrupt) else 1)
             if reason:
@@ -393,83 +378,3 @@ def build_stages(instances: list[Instance]) -> dict[str, Stage]:
     if problems:
         raise ConfigError(one_a_line(problems))
     return stages
-
-
-def prepare_work(work: Path, instance: Instance, inputs: str) -> bool:
-    """Make the work folder ready; True if progress of an earlier attempt is kept.
-
-    Progress made by other code or from other inputs is thrown away, and so are half-written
-    payload files.
-
-    Args:
-        work: the work folder.
-        instance: what will run in it.
-        inputs: digest of the inputs' payloads.
-    """
-    record = work / "work.json"
-    wanted = {"instance": instance.name, "code": instance.code, "inputs": inputs}
-    try:
-        found = json.loads(record.read_text(encoding="utf-8"))
-        same = all(found[key] == wanted[key] for key in ("code", "inputs"))
-    except (OSError, ValueError, KeyError):
-        same = False
-    progress = work / PROGRESS_FOLDER
-    if work.exists():
-        for path in work.iterdir():
-            if path == progress and same:
-                continue
-            remove(path)
-    make_folder(work)
-    sync(work)  # other progress is gone before the record says whose progress this is
-    write_json(record, wanted)
-    sync(record)
-    return progress.is_dir() and any(progress.iterdir())
-
-
-def _payload_digest(inputs: Mapping[str, Artifact | list[Artifact]]) -> str:
-    """Digest of what the inputs hold, not of how they were made."""
-    outputs = {
-        slot: [one.manifest["outputs"] for one in (value if isinstance(value, list) else [value])]
-        for slot, value in inputs.items()
-    }
-    return hashlib.sha256(canonical_json(outputs).encode()).hexdigest()
-
-
-def _record_error(work: Path, error: BaseException) -> None:
-    """Leave a note in the work folder, if it can still be written to."""
-    note = {"type": type(error).__name__, "message": str(error), "time": provenance.now()}
-    try:
-        write_json(work / "error.json", note)
-    except OSError:
-        log.warning("could not write error.json")
-
-
-def why_it_cannot_write(error: BaseException, work: Path) -> str | None:
-    """File, reason and remedy, if an error is that of a full or read-only disk.
-
-    Args:
-        error: of a stage.
-        work: its work folder.
-    """
-    code = re.search(r"\(os error (\d+)\)", str(error))  # Rust's libraries have errors of their own
-    number = error.errno if isinstance(error, OSError) else int(code[1]) if code else None
-    if number not in CANNOT_WRITE:
-        return None
-    named = error.filename if isinstance(error, OSError) else None
-    file = Path(named) if named else _file_in_hand(error, work)
-    if file != work and work not in file.parents:
-        return f"{file}: {os.strerror(number)}; see that it can be read and written"
-    return (
-        f"cannot write {file.relative_to(work.parent)}: {os.strerror(number)}; free some space or "
-        "choose another folder with paths.outputs=…"
-    )
-
-
-def _file_in_hand(error: BaseException, folder: Path) -> Path:
-    """The file below a folder that the innermost call was about: few libraries name it."""
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    for frame in reversed(frames):
-        for value in frame.f_locals.values():
-            if isinstance(value, str | Path) and folder in Path(value).parents:
-                return Path(value)
-    return folder

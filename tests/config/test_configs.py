@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from effllm.modules.errors import ConfigError
-from effllm.pipelines.commands.launch import CONF_DIR, compose, resolve
+from effllm.pipelines.commands.composing import CONF_DIR, compose, resolve
 from effllm.pipelines.engine.building import one_a_line
 from effllm.pipelines.engine.executor import build_stages
 from effllm.pipelines.engine.graph import build_graph, build_source, check_fields, load_stage
@@ -34,7 +34,7 @@ def test_every_paper_composes_fits_its_classes_and_keeps_its_digests(
 ):
     # The same on every machine: bfloat16 is there, no hub cache is, times have no machine.
     monkeypatch.setattr(
-        "effllm.pipelines.commands.launch.computes_in_bfloat16", lambda device: True
+        "effllm.pipelines.commands.composing.computes_in_bfloat16", lambda device: True
     )
     for module in ("modeling.sources", "data.texts", "data.published"):
         monkeypatch.setattr(

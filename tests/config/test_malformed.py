@@ -13,7 +13,7 @@ import pytest
 
 from effllm.modules.errors import ConfigError, GraphError
 from effllm.pipelines.artifacts.base import Artifact
-from effllm.pipelines.commands.launch import CONF_DIR, compose, resolve
+from effllm.pipelines.commands.composing import CONF_DIR, compose, resolve
 from effllm.pipelines.engine.building import one_a_line
 from effllm.pipelines.engine.executor import build_stages
 from effllm.pipelines.engine.graph import build_graph, check_fields

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from effllm.pipelines.commands.composing import CONF_DIR, compose, resolve
 from effllm.pipelines.commands.inspect_store import VERBS
-from effllm.pipelines.commands.launch import CONF_DIR, compose, resolve
 from effllm.pipelines.engine.graph import build_graph
 from effllm.pipelines.engine.store import Store
 

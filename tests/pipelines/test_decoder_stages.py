@@ -7,7 +7,7 @@ import pytest
 from effllm.modules.errors import ConfigError, DataError
 from effllm.pipelines.artifacts.data import Prompts
 from effllm.pipelines.artifacts.measured import Predictions
-from effllm.pipelines.commands.launch import compose, resolve
+from effllm.pipelines.commands.composing import compose, resolve
 from effllm.pipelines.engine.executor import build_stages
 from effllm.pipelines.engine.graph import build_graph
 from effllm.pipelines.engine.identity import recipe_digest

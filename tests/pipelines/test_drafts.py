@@ -10,7 +10,7 @@ from effllm.modules.errors import DataError
 from effllm.modules.structural import compact
 from effllm.pipelines.artifacts.checkpoints import Checkpoint
 from effllm.pipelines.artifacts.decoding import Traces
-from effllm.pipelines.commands.launch import compose, resolve
+from effllm.pipelines.commands.composing import compose, resolve
 from effllm.pipelines.engine.graph import build_graph
 from effllm.pipelines.engine.store import Store
 

@@ -17,7 +17,7 @@ from effllm.modules.modeling.tiny import byte_tokenizer, tiny_model
 from effllm.pipelines.cli import main
 from effllm.pipelines.commands import generate
 from effllm.pipelines.commands.asked import read_arguments
-from effllm.pipelines.commands.launch import CONF_DIR, compose
+from effllm.pipelines.commands.composing import CONF_DIR, compose
 
 ROOT = Path(CONF_DIR).resolve().parent
 TRICKY = [

@@ -11,7 +11,7 @@ from effllm.modules.errors import ArtifactError, DataError
 from effllm.modules.heads import states
 from effllm.pipelines.artifacts.checkpoints import Checkpoint
 from effllm.pipelines.artifacts.heads import Heads, HeadScores, HiddenStates
-from effllm.pipelines.commands.launch import compose, resolve
+from effllm.pipelines.commands.composing import compose, resolve
 from effllm.pipelines.engine.graph import build_graph
 from effllm.pipelines.engine.store import Store
 

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from effllm.modules.errors import ConfigError, DataError, UnsupportedModelError
 from effllm.modules.modeling.tiny import VOCABULARY, byte_tokenizer, tiny_model
 from effllm.pipelines.artifacts.checkpoints import Checkpoint
-from effllm.pipelines.commands.launch import compose, resolve
+from effllm.pipelines.commands.composing import compose, resolve
 from effllm.pipelines.engine.graph import build_graph
 
 SIZES = {

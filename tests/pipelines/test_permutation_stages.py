@@ -6,7 +6,7 @@ from interrupting import interrupt
 from effllm.modules import training
 from effllm.modules.errors import ConfigError
 from effllm.modules.permutation import search
-from effllm.pipelines.commands.launch import compose, resolve
+from effllm.pipelines.commands.composing import compose, resolve
 from effllm.pipelines.engine.graph import build_graph
 from effllm.pipelines.engine.store import Store
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 from omegaconf import OmegaConf
 
-from effllm.pipelines.commands import launch
+from effllm.pipelines.commands import composing
 from effllm.pipelines.engine import processor
 from effllm.pipelines.engine.graph import build_graph
 from effllm.pipelines.engine.processor import computes_in_bfloat16, settle_types, timing_machine
@@ -92,12 +92,12 @@ def test_only_auto_is_replaced_at_any_depth():
 
 
 def test_the_type_enters_the_digest_and_decoding_keeps_its_own(store, monkeypatch):
-    config = launch.compose(["paper=fly"])
+    config = composing.compose(["paper=fly"])
 
     def digests(able, **budget):
-        monkeypatch.setattr(launch, "computes_in_bfloat16", lambda device: able)
+        monkeypatch.setattr(composing, "computes_in_bfloat16", lambda device: able)
         said = OmegaConf.merge(config, {"budget": budget})
-        return {one.name: one.digest for one in build_graph(launch.resolve(said)[0], store)}
+        return {one.name: one.digest for one in build_graph(composing.resolve(said)[0], store)}
 
     able, other = digests(True), digests(False)
     assert able == digests(False, dtype="bfloat16", draft_precision="bf16-mixed")

@@ -8,7 +8,7 @@ import pytest
 from toy_stages import manifest_of
 
 from effllm.modules.errors import ConfigError
-from effllm.pipelines.commands.launch import CONF_DIR, compose, differences
+from effllm.pipelines.commands.composing import CONF_DIR, compose, differences
 from effllm.pipelines.commands.publishing import publish_report, refuse_other_report, report_name
 from effllm.pipelines.engine.graph import Instance
 from effllm.pipelines.reports.page import Page

@@ -255,7 +255,7 @@ def test_progress_from_other_inputs_is_not_used(stepwise, pipeline, execute, sto
     with pytest.raises(KeyboardInterrupt):
         execute(long)
     fault.unlink()
-    monkeypatch.setattr(executor, "_payload_digest", lambda inputs: "other")
+    monkeypatch.setattr(executor, "payload_digest", lambda inputs: "other")
     assert execute(long) == {"long": "ran"}
 
 

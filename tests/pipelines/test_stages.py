@@ -17,7 +17,7 @@ from effllm.modules.errors import (
 )
 from effllm.pipelines.artifacts.checkpoints import Checkpoint
 from effllm.pipelines.artifacts.data import Corpus, Windows
-from effllm.pipelines.commands.launch import compose, resolve
+from effllm.pipelines.commands.composing import compose, resolve
 from effllm.pipelines.engine.graph import build_graph
 from effllm.pipelines.engine.store import Store
 

@@ -8,7 +8,7 @@ from toy_stages import build_graph
 
 from effllm.modules.errors import ConfigError, DataError
 from effllm.pipelines.artifacts.data import Corpus
-from effllm.pipelines.commands.launch import compose, resolve
+from effllm.pipelines.commands.composing import compose, resolve
 
 LINE = "A line of text that is long enough to be told from others, which is number {}, and ends.\n"
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from effllm.modules.errors import ArtifactError, ConfigError, DataError
 from effllm.pipelines.artifacts.checkpoints import Checkpoint
 from effllm.pipelines.artifacts.structural import Allocation, SupernetFiles
-from effllm.pipelines.commands.launch import compose, resolve
+from effllm.pipelines.commands.composing import compose, resolve
 from effllm.pipelines.engine.display import Display
 from effllm.pipelines.engine.executor import Run
 from effllm.pipelines.engine.graph import build_graph

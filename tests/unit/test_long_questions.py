@@ -8,7 +8,7 @@ import yaml
 
 from effllm.modules.data.long_prompt_sources import LongQuestions
 from effllm.modules.errors import DataError
-from effllm.pipelines.commands.launch import CONF_DIR
+from effllm.pipelines.commands.composing import CONF_DIR
 
 ROW = {
     "context": "Long text. ",

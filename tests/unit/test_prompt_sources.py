@@ -15,7 +15,7 @@ from effllm.modules.data.prompt_sources import (
 from effllm.modules.data.prompts import Prompt
 from effllm.modules.data.published import sample_groups
 from effllm.modules.errors import ConfigError, DataError
-from effllm.pipelines.commands.launch import CONF_DIR
+from effllm.pipelines.commands.composing import CONF_DIR
 
 
 def questions(**changes):
