@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from effllm.modules.errors import DataError
 from effllm.modules.evaluation.intervals import Interval, estimate, over_seeds
 from effllm.pipelines.artifacts.base import Artifact
 from effllm.pipelines.artifacts.heads import Heads, HeadScores
@@ -54,7 +55,11 @@ class Study:
 
     @classmethod
     def of(cls, results: Sequence[Artifact], resamples: int) -> Study:
-        """Pair scores with their heads; every arm must have been judged on the same texts."""
+        """Pair scores with their heads.
+
+        Raises:
+            DataError: if arms were judged on different texts.
+        """
         by_label = {one.label: one for one in results}
         arms: dict[str, list[Trained]] = {}
         for scores in results:
@@ -67,7 +72,11 @@ class Study:
             mine.sort(key=lambda one: one.seed)
         study = cls(arms, resamples)
         places = {tuple(row["positions"] for row in one.scores.rows()) for one in study.drafters}
-        assert len(places) == 1, "arms were judged on different texts"
+        if len(places) != 1:
+            raise DataError(
+                "report: drafters were judged on different texts and cannot be compared; give all "
+                "stages evaluate_heads the same states"
+            )
         return study
 
     @property
