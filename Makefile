@@ -37,11 +37,14 @@ smoke: install   ## every paper on a tiny random model
 	set -e; for paper in $(filter-out sds,$(PAPERS)); do \
 	  $(RUN) paper=$$paper scale=smoke logger=none; done
 
+# A process per core, a file of tests to each: files share costly fixtures.
+PYTEST = $(VENV)/bin/python -m pytest --numprocesses auto --dist loadfile
+
 test: install    ## all tests but the slow ones and those for GPUs
-	$(VENV)/bin/python -m pytest -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not gpu"
 
 test-all: install  ## the slow tests too
-	$(VENV)/bin/python -m pytest -m "not gpu"
+	$(PYTEST) -m "not gpu"
 
 check: install   ## format, lint, types, import rules
 	$(VENV)/bin/ruff format --check .

@@ -9,7 +9,7 @@ of each partition, in which a mask's ties go to the lower channel whatever the s
 import torch
 from torch import Tensor
 
-from effllm.modules.sparsity.masks import nm_mask
+from effllm.modules.sparsity.masks import nm_mask, ranks
 from effllm.modules.sparsity.patterns import Grouped
 
 
@@ -66,12 +66,14 @@ def rivals(score: Tensor, pattern: Grouped) -> tuple[Tensor, Tensor]:
     Returns:
         (R, n) score of that channel, and (R, n) its slot.
     """
-    rows, columns = score.shape
-    grouped = score.reshape(rows, -1, pattern.group)
-    ranked = grouped.sort(dim=2, descending=True, stable=True)
-    rank = ranked.indices.argsort(dim=2)
-    among = torch.where(rank < pattern.keep, pattern.keep, pattern.keep - 1)
-    threshold = ranked.values.gather(2, among)
-    first = torch.arange(0, columns, pattern.group, device=score.device)[None, :, None]
-    slot = ranked.indices.gather(2, among) + first
-    return threshold.reshape(rows, columns), slot.reshape(rows, columns)
+    group, keep = pattern.group, pattern.keep
+    entries = score.reshape(-1, group).T.contiguous()
+    rank = ranks(entries)
+    last, first_out = (rank == keep - 1), (rank == keep)
+    place = torch.arange(group, device=score.device)[:, None]
+    threshold = torch.where(
+        rank < keep, entries.where(first_out, 0).sum(dim=0), entries.where(last, 0).sum(dim=0)
+    )
+    slot = torch.where(rank < keep, (place * first_out).sum(dim=0), (place * last).sum(dim=0))
+    slot += torch.arange(0, score.shape[1], group, device=score.device).repeat(len(score))
+    return threshold.T.reshape(score.shape), slot.T.reshape(score.shape)

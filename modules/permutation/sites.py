@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from effllm.modules.errors import UnsupportedModelError
-from effllm.modules.modeling.blocks import prunable_layers
+from effllm.modules.modeling.blocks import LinearLayer, decoder_blocks, prunable_layers
 
 Level = Literal["gather", "free"]
 RESIDUAL = "residual"
@@ -74,6 +74,45 @@ def gather_sites(
     ]
 
 
+@dataclass(frozen=True)
+class Fold:
+    """Layers of a decoder block, by what they do with channels that may change places.
+
+    Attributes:
+        residual: what reads the residual stream.
+        value: its last rows are the value heads.
+        attention: what reads the heads.
+        inner: what makes the neurons of the MLP.
+        outer: what reads them.
+    """
+
+    residual: tuple[str, ...]
+    value: str
+    attention: str
+    inner: tuple[str, ...]
+    outer: str
+
+    @property
+    def layers(self) -> set[str]:
+        """All of a block."""
+        return {*self.residual, self.value, self.attention, *self.inner, self.outer}
+
+
+_QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+_GATED = ("mlp.gate_proj", "mlp.up_proj")
+FOLDS = (  # Llama, Mistral and Qwen; OPT; GPT-2, whose value heads are the last third of c_attn
+    Fold((*_QKV, *_GATED), "self_attn.v_proj", "self_attn.o_proj", _GATED, "mlp.down_proj"),
+    Fold((*_QKV, "fc1"), "self_attn.v_proj", "self_attn.out_proj", ("fc1",), "fc2"),
+    Fold(("attn.c_attn", "mlp.c_fc"), "attn.c_attn", "attn.c_proj", ("mlp.c_fc",), "mlp.c_proj"),
+)
+
+
+_TABLES = frozenset(  # whose columns are the residual stream
+    {"embed_tokens", "wte", "tokens_embed", "embed_positions", "wpe", "positions_embed",
+     "project_out", "lm_head"}
+)  # fmt: skip
+
+
 def free_sites(model: PreTrainedModel) -> list[Site]:
     """Sites whose orders fold into the weights.
 
@@ -81,28 +120,18 @@ def free_sites(model: PreTrainedModel) -> list[Site]:
         UnsupportedModelError: for families whose folds are not known here.
     """
     layers = prunable_layers(model)
-    _require_llama_like(model, layers)
-    config = model.config.get_text_config()
-    heads, shared = config.num_attention_heads, config.num_key_value_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    known = _fold_of(model, layers)
+    heads, shared = _heads(model)
     sites = []
-    for index in range(config.num_hidden_layers):
-        for head in range(shared):
-            readers = torch.arange(head * heads // shared, (head + 1) * heads // shared)
-            columns = readers[:, None] * size + torch.arange(size)
-            member = Member(f"{index}.self_attn.o_proj", columns)
-            sites.append(Site(f"{member.layer}.{head}", (member,)))
-        down = f"{index}.mlp.down_proj"
-        sites.append(Site(down, (Member(down, torch.arange(layers[down].columns)[None]),)))
-    residual = torch.arange(config.hidden_size)[None]
-    readers_of = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj",
-                  "mlp.up_proj")  # fmt: skip
-    members = tuple(
-        Member(f"{index}.{name}", residual)
-        for index in range(config.num_hidden_layers)
-        for name in readers_of
-    )
-    return [*sites, Site(RESIDUAL, members)]
+    for index in range(model.config.get_text_config().num_hidden_layers):
+        reader = f"{index}.{known.attention}"
+        channels = torch.arange(layers[reader].columns).reshape(heads, -1)
+        for head, copies in enumerate(channels.chunk(shared)):
+            sites.append(Site(f"{reader}.{head}", (Member(reader, copies),)))
+        reader = f"{index}.{known.outer}"
+        sites.append(Site(reader, (_whole(reader, layers),)))
+    readers = [name for name in layers if name.partition(".")[2] in known.residual]
+    return [*sites, Site(RESIDUAL, tuple(_whole(name, layers) for name in readers))]
 
 
 def layer_orders(
@@ -144,23 +173,23 @@ def fold(model: PreTrainedModel, orders: Mapping[str, Tensor]) -> dict[str, tupl
     columns = layer_orders(
         free_sites(model), orders, {name: layer.columns for name, layer in layers.items()}
     )
-    config = model.config.get_text_config()
-    heads, shared = config.num_attention_heads, config.num_key_value_heads
+    known = _fold_of(model, layers)
+    heads, shared = _heads(model)
     moved = {}
     for name, layer in layers.items():
         index, _, kind = name.partition(".")
-        if kind == "self_attn.v_proj":
+        rows = torch.arange(len(layer.read()), device=columns[name].device)
+        if kind == known.value:
             # Each value head's rows, as its first reader has them, counted within value heads.
-            read = columns[f"{index}.self_attn.o_proj"].reshape(heads, -1)
+            read = columns[f"{index}.{known.attention}"].reshape(heads, -1)
             size = read.shape[1]
-            first = torch.arange(shared, device=read.device)[:, None] * size
-            rows = (read[:: heads // shared] % size + first).reshape(-1)
-        elif kind in ("mlp.gate_proj", "mlp.up_proj"):
-            rows = columns[f"{index}.mlp.down_proj"]
-        elif kind in ("self_attn.o_proj", "mlp.down_proj"):
+            within = read[:: heads // shared] % size
+            start = len(rows) - shared * size
+            rows[start:] = start + (within + rows[:shared, None] * size).reshape(-1)
+        elif kind in known.inner:
+            rows = columns[f"{index}.{known.outer}"]
+        elif kind in (known.attention, known.outer):
             rows = orders[RESIDUAL]
-        else:
-            rows = torch.arange(len(layer.read()))
         layer.write(layer.read()[rows][:, columns[name]])
         if layer.module.bias is not None:
             _reorder(layer.module.bias, rows)
@@ -170,15 +199,27 @@ def fold(model: PreTrainedModel, orders: Mapping[str, Tensor]) -> dict[str, tupl
 
 
 def _order_residual(model: PreTrainedModel, order: Tensor) -> None:
-    """Embedding, norms and output head: what else reads or writes the residual stream."""
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    tables = {id(one.weight): one.weight for one in (embedding, head) if one is not None}
-    for table in tables.values():
-        assert isinstance(table, Tensor)
-        table.copy_(table[:, order])
+    """Embeddings, norms, projections and output head: what else reads or writes the stream."""
+    seen = set()  # tied tables are one
     for name, module in model.named_modules():
-        if "norm" in name.rpartition(".")[2] and not name.endswith(("q_norm", "k_norm")):
-            _reorder(module.weight, order)
+        kind = name.rpartition(".")[2]
+        weight = getattr(module, "weight", None)
+        if weight is None or id(weight) in seen:
+            continue
+        if kind in _TABLES:
+            if weight.shape[1] == len(order):  # else a projection stands between
+                seen.add(id(weight))
+                weight.copy_(weight[:, order])
+        elif kind == "project_in":
+            _reorder(weight, order)
+        elif _is_norm(kind) and kind not in ("q_norm", "k_norm"):
+            _reorder(weight, order)
+            if getattr(module, "bias", None) is not None:
+                _reorder(module.bias, order)
+
+
+def _is_norm(module: str) -> bool:
+    return "norm" in module or module.startswith("ln_")
 
 
 def _reorder(rows: object, order: Tensor) -> None:
@@ -186,12 +227,29 @@ def _reorder(rows: object, order: Tensor) -> None:
     rows.copy_(rows[order])
 
 
-def _require_llama_like(model: PreTrainedModel, layers: Mapping[str, object]) -> None:
+def _whole(layer: str, layers: Mapping[str, LinearLayer]) -> Member:
+    return Member(layer, torch.arange(layers[layer].columns)[None])
+
+
+def _heads(model: PreTrainedModel) -> tuple[int, int]:
+    """Query heads, and value heads."""
+    config = model.config.get_text_config()
+    heads = config.num_attention_heads
+    return heads, getattr(config, "num_key_value_heads", None) or heads
+
+
+def _fold_of(model: PreTrainedModel, layers: Mapping[str, LinearLayer]) -> Fold:
     names = {name.partition(".")[2] for name in layers}
-    known = {f"self_attn.{part}_proj" for part in "qkvo"}
-    known |= {"mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"}
-    if names != known:
+    found = next((fold for fold in FOLDS if fold.layers == names), None)
+    foreign = [
+        name
+        for name, _ in decoder_blocks(model).named_parameters()
+        if name.rpartition(".")[0] not in layers and not _is_norm(name.split(".")[-2])
+    ]
+    if found is None or foreign:
         raise UnsupportedModelError(
-            f"{type(model).__name__}: folds are known for the layers of Llama, Mistral and Qwen, "
-            f"found {', '.join(sorted(names)[:4])}, …; search with level=gather"
+            f"{type(model).__name__}: folds are known for the layers of Llama, Mistral, Qwen, OPT "
+            f"and GPT-2, found {', '.join(foreign[:4] or sorted(names)[:4])}, …; search with "
+            "level=gather"
         )
+    return found

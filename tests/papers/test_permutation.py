@@ -11,6 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from effllm.modules.modeling.blocks import prunable_layers
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -85,6 +87,37 @@ def test_the_folded_model_is_the_same_model_in_plain_transformers(outputs, rows)
     masks = load_file(outputs / "artifacts" / folded["artifact"] / "masks.safetensors")
     packed = torch.from_numpy(np.packbits((weight != 0).numpy(), axis=1))
     assert torch.equal(masks["1.mlp.down_proj"], packed)
+
+
+@pytest.fixture
+def folded_matrices(outputs, rows):
+    """Weights of the folded model's blocks, in the type of sparse kernels."""
+    from transformers import AutoModelForCausalLM
+
+    folder = outputs / "artifacts" / rows["Wanda, swaps on error, folded in"]["artifact"]
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    return [layer.read() for layer in prunable_layers(model).values()]
+
+
+def test_the_folded_model_survives_the_layout_of_sparse_kernels(folded_matrices):
+    """To the bit, without a GPU: what `to_sparse_semi_structured` stores, in plain torch."""
+    from torch.sparse import _semi_structured_conversions as layout
+
+    for matrix in folded_matrices:
+        kept, places = layout.sparse_semi_structured_from_dense_cutlass(matrix)
+        assert kept.shape == (len(matrix), matrix.shape[1] // 2)
+        assert torch.equal(layout.sparse_semi_structured_to_dense_cutlass(kept, places), matrix)
+
+
+@pytest.mark.gpu
+def test_sparse_kernels_compute_the_same(folded_matrices):
+    for matrix in folded_matrices:
+        dense = matrix.cuda()
+        inputs = torch.randn(64, dense.shape[1], dtype=dense.dtype, device="cuda")
+        sparse = torch.sparse.to_sparse_semi_structured(dense)
+        torch.testing.assert_close(
+            torch.nn.functional.linear(inputs, sparse), torch.nn.functional.linear(inputs, dense)
+        )
 
 
 def test_the_page_has_its_figures_and_the_papers_numbers(report):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from families import CONFIGS, family_model
 
 from effllm.modules.calibration.stream import BlockStream
 from effllm.modules.errors import ConfigError, UnsupportedModelError
@@ -20,7 +21,7 @@ from effllm.modules.sparsity.masks import nm_mask
 from effllm.modules.sparsity.patterns import Grouped
 
 TWO_OF_FOUR = Grouped(keep=2, group=4)
-FOLDED = ("llama", "mistral", "qwen2", "qwen3")
+FOLDED = ("llama", "mistral", "qwen2", "qwen3", "opt", "opt_post_norm", "gpt2")
 TOKENS = torch.arange(3, 60).reshape(1, -1)
 
 
@@ -52,6 +53,17 @@ def test_a_folded_model_computes_the_same(family):
     model = uneven(family)
     before = logits(model)
     fold(model, random_orders(model))
+    assert float((logits(model) - before).abs().max() / before.abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_a_family_folds_exactly_or_is_refused(family):
+    model = family_model(family)
+    before = logits(model)
+    try:
+        fold(model, random_orders(model))
+    except UnsupportedModelError:
+        return
     assert float((logits(model) - before).abs().max() / before.abs().max()) < 1e-5
 
 
@@ -125,7 +137,7 @@ def test_the_residual_stream_has_one_order(tiny_llama):
 
 def test_families_without_known_folds_are_refused():
     with pytest.raises(UnsupportedModelError, match="level=gather"):
-        free_sites(tiny_model("gpt2"))
+        free_sites(family_model("gpt_neox"))
 
 
 def test_blocks_must_hold_whole_groups():
