@@ -1,4 +1,5 @@
-// Sums over rows of what each channel would bring to each slot; the definition is in exchange.py.
+// Whom a channel has to beat in each slot, and what it would bring there, summed over rows; the
+// definitions are in exchange.py.
 
 #include "vectors.h"
 
@@ -27,6 +28,31 @@ extern "C" void exchange_gains(const float* score, const float* threshold, const
           std::memcpy(out + i, &sum, sizeof sum);
         }
         for (; i < channels; ++i) out[i] += s[i] > bar ? v[i] - lost : 0.0f;
+      }
+    }
+  }
+}
+
+extern "C" void rivals(const float* score, float* threshold, int64_t* slot, int64_t rows,
+                       int64_t columns, int64_t group, int64_t keep) {
+#pragma omp parallel for schedule(static)
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t first = 0; first < columns; first += group) {
+      const float* entry = score + r * columns + first;
+      int64_t* place = slot + r * columns + first;  // ranks until all are known
+      int64_t last_in = 0, first_out = 0;
+      for (int64_t i = 0; i < group; ++i) {
+        int64_t rank = 0;
+        for (int64_t j = 0; j < group; ++j)
+          rank += entry[j] > entry[i] || (entry[j] == entry[i] && j < i);
+        if (rank == keep - 1) last_in = i;
+        if (rank == keep) first_out = i;
+        place[i] = rank;
+      }
+      for (int64_t i = 0; i < group; ++i) {
+        const int64_t rival = place[i] < keep ? first_out : last_in;
+        threshold[r * columns + first + i] = entry[rival];
+        place[i] = first + rival;
       }
     }
   }

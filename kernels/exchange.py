@@ -1,7 +1,7 @@
-"""What every channel would bring to every slot of an N:M group, summed over rows.
+"""Whom a channel has to beat in every slot of N:M groups, and what it would bring there.
 
-The inner loop of searching and learning orders: R x n x m comparisons. The torch function is the
-definition; the compiled code must equal it up to the order of sums.
+The inner loops of searching and learning orders, the second of R x n x m comparisons. The torch
+functions are the definitions; the compiled code must equal them, up to the order of sums.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def exchange_gains(score: Tensor, threshold: Tensor, value: Tensor, held: Tensor
     Returns:
         (n, m) float32.
     """
-    kernel = _kernel() if score.device.type == "cpu" else None
+    kernel = _kernel("exchange_gains") if score.device.type == "cpu" else None
     if kernel is None:
         return exchange_gains_reference(score, threshold, value, held)
     tensors = [one.float().contiguous() for one in (score, threshold, value, held)]
@@ -49,13 +49,53 @@ def exchange_gains_reference(
     return torch.stack(slots, dim=1) if slots else score.new_zeros(score.shape[1], 0)
 
 
+def rivals(score: Tensor, keep: int, group: int) -> tuple[Tensor, Tensor]:
+    """What a channel has to beat in each slot: the N-th best of the slot's group without it.
+
+    Args:
+        score: (R, n) float, in the order of the slots; no NaN.
+        keep: N.
+        group: M; divides n.
+
+    Returns:
+        (R, n) score of that channel, and (R, n) int64, its slot.
+    """
+    compiled = score.device.type == "cpu" and score.dtype == torch.float32
+    kernel = _kernel("rivals") if compiled else None
+    if kernel is None:
+        return rivals_reference(score, keep, group)
+    score = score.contiguous()
+    threshold, slot = torch.empty_like(score), torch.empty(score.shape, dtype=torch.int64)
+    kernel(score.data_ptr(), threshold.data_ptr(), slot.data_ptr(), *score.shape, group, keep)
+    return threshold, slot
+
+
+def rivals_reference(score: Tensor, keep: int, group: int) -> tuple[Tensor, Tensor]:
+    """The definition; arguments as for `rivals`."""
+    rows, columns = score.shape
+    grouped = score.reshape(rows, -1, group)
+    ranked = grouped.sort(dim=2, descending=True, stable=True)
+    rank = ranked.indices.argsort(dim=2)
+    among = torch.where(rank < keep, keep, keep - 1)
+    threshold = ranked.values.gather(2, among)
+    first = torch.arange(0, columns, group, device=score.device)[None, :, None]
+    slot = ranked.indices.gather(2, among) + first
+    return threshold.reshape(rows, columns), slot.reshape(rows, columns)
+
+
+_ARGUMENTS = {
+    "exchange_gains": [c_void_p] * 5 + [c_int64] * 3,
+    "rivals": [c_void_p] * 3 + [c_int64] * 4,
+}
+
+
 @cache
-def _kernel() -> ctypes._NamedFuncPointer | None:
-    """The compiled function; None without a compiler."""
+def _kernel(name: str) -> ctypes._NamedFuncPointer | None:
+    """A compiled function; None without a compiler."""
     try:
-        function = load_library("exchange.cpp").exchange_gains
+        function = getattr(load_library("exchange.cpp"), name)
     except NoCompilerError:
         return None
-    function.argtypes = [c_void_p] * 5 + [c_int64] * 3
+    function.argtypes = _ARGUMENTS[name]
     function.restype = None
     return function

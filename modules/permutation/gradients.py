@@ -10,8 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from effllm.kernels.exchange import exchange_gains
-from effllm.modules.permutation.orders import inverse, ordered_mask, rivals
+from effllm.kernels.exchange import exchange_gains, rivals
+from effllm.modules.permutation.orders import inverse, ordered_mask
 from effllm.modules.sparsity.masks import nm_mask
 from effllm.modules.sparsity.patterns import Grouped
 
@@ -143,7 +143,7 @@ class _Hard(torch.autograd.Function):
                 own = 0.5 * ctx.curvature * weight.square()
                 worth += torch.where(mask, -own, own)
             ordered_score, ordered_worth = score[:, order], worth[:, order]
-            threshold, rival = rivals(ordered_score, ctx.pattern)
+            threshold, rival = rivals(ordered_score, ctx.pattern.keep, ctx.pattern.group)
             held = ordered_worth.gather(1, rival)
             by_block = [
                 exchange_gains(*(one[:, g * size : (g + 1) * size].contiguous() for one in four))

@@ -9,7 +9,7 @@ of each partition, in which a mask's ties go to the lower channel whatever the s
 import torch
 from torch import Tensor
 
-from effllm.modules.sparsity.masks import nm_mask, ranks
+from effllm.modules.sparsity.masks import nm_mask
 from effllm.modules.sparsity.patterns import Grouped
 
 
@@ -54,26 +54,3 @@ def ordered_mask(score: Tensor, order: Tensor, pattern: Grouped) -> Tensor:
     """
     mask = nm_mask(score[:, order], keep=pattern.keep, group=pattern.group)
     return mask[:, inverse(order)]
-
-
-def rivals(score: Tensor, pattern: Grouped) -> tuple[Tensor, Tensor]:
-    """What a channel has to beat in each slot: the N-th best of the slot's group without it.
-
-    Args:
-        score: (R, n) float, in the order of the slots.
-        pattern: N:M with N kept.
-
-    Returns:
-        (R, n) score of that channel, and (R, n) its slot.
-    """
-    group, keep = pattern.group, pattern.keep
-    entries = score.reshape(-1, group).T.contiguous()
-    rank = ranks(entries)
-    last, first_out = (rank == keep - 1), (rank == keep)
-    place = torch.arange(group, device=score.device)[:, None]
-    threshold = torch.where(
-        rank < keep, entries.where(first_out, 0).sum(dim=0), entries.where(last, 0).sum(dim=0)
-    )
-    slot = torch.where(rank < keep, (place * first_out).sum(dim=0), (place * last).sum(dim=0))
-    slot += torch.arange(0, score.shape[1], group, device=score.device).repeat(len(score))
-    return threshold.T.reshape(score.shape), slot.T.reshape(score.shape)

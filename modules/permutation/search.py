@@ -15,8 +15,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from effllm.kernels.exchange import exchange_gains
-from effllm.modules.permutation.orders import canonical, rivals
+from effllm.kernels.exchange import exchange_gains, rivals
+from effllm.modules.permutation.orders import canonical
 from effllm.modules.permutation.problem import Part, Problem
 from effllm.modules.ranges import PositiveInt
 
@@ -104,7 +104,9 @@ class RelativeImportance:
         for _ in range(self.rounds):
             for slot in range(group):
                 score = problem.score[:, order]
-                threshold = rivals(score, problem.pattern)[0][:, slot::group].contiguous()
+                threshold = rivals(score, problem.pattern.keep, problem.pattern.group)[0][
+                    :, slot::group
+                ].contiguous()
                 movable = order[slot::group]
                 channels = problem.score[:, movable]
                 gains = exchange_gains(channels, threshold, channels, threshold)
@@ -144,7 +146,9 @@ class Swaps:
         prices = torch.zeros(problem.columns, problem.columns)  # (channel, slot)
         touched = torch.arange(problem.columns)
         for _ in range(self.sweeps):
-            threshold = rivals(problem.score[:, order[touched]], problem.pattern)[0].contiguous()
+            threshold = rivals(
+                problem.score[:, order[touched]], problem.pattern.keep, problem.pattern.group
+            )[0].contiguous()
             prices[:, touched] = exchange_gains(problem.score, threshold, problem.score, threshold)
             swaps = _disjoint(swap_gains(prices[order]), group, least)
             if not len(swaps):
@@ -263,7 +267,7 @@ def removal_costs(part: Part, removed: Tensor) -> Tensor:
 def exchange_prices(part: Part, worth: Tensor, order: Tensor, problem: Problem) -> Tensor:
     """(n, n) gain in kept worth when the channel at a position moves into a slot."""
     score, worth = part.score[:, order].contiguous(), worth[:, order].contiguous()
-    threshold, rival = rivals(score, problem.pattern)
+    threshold, rival = rivals(score, problem.pattern.keep, problem.pattern.group)
     return exchange_gains(score, threshold, worth, worth.gather(1, rival))
 
 

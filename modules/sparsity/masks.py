@@ -38,26 +38,15 @@ def nm_mask(score: Tensor, *, keep: int, group: int) -> Tensor:
         raise ValueError(f"need 0 < keep < group, got keep={keep}, group={group}")
     if group > _RANK_LIMIT:
         return _keep_top(score.reshape(-1, group), keep).reshape(rows, columns)
+    # Rank inside a group = number of entries that beat this one; (group, R*C/group).
     entries = score.reshape(-1, group).T.contiguous()
-    return (ranks(entries) < keep).T.reshape(rows, columns)
-
-
-def ranks(entries: Tensor) -> Tensor:
-    """Place of each of a few entries among those above and below it, 0 the highest.
-
-    Args:
-        entries: (group, N) float, contiguous; no NaN. Time grows with the square of group.
-
-    Returns:
-        (group, N) int8; of equal entries the upper one comes first.
-    """
-    rank = torch.zeros_like(entries, dtype=torch.int8)  # how many entries beat this one
-    for late in range(1, len(entries)):
+    rank = torch.zeros_like(entries, dtype=torch.int8)
+    for late in range(1, group):
         for early in range(late):
             late_wins = entries[late] > entries[early]
             rank[early] += late_wins
             rank[late] += ~late_wins
-    return rank
+    return (rank < keep).T.reshape(rows, columns)
 
 
 def row_mask(score: Tensor, *, ratio: float) -> Tensor:

@@ -6,10 +6,11 @@ import ot
 import pytest
 import torch
 
+from effllm.kernels.exchange import rivals
 from effllm.modules.errors import NumericalError
 from effllm.modules.permutation.gradients import prune_hard, prune_soft, refine
 from effllm.modules.permutation.matching import assign, normalised, sinkhorn
-from effllm.modules.permutation.orders import ordered_mask, rivals
+from effllm.modules.permutation.orders import ordered_mask
 from effllm.modules.sparsity.patterns import Grouped
 
 TWO_OF_FOUR = Grouped(keep=2, group=4)
@@ -141,7 +142,7 @@ def test_on_the_retained_score_counterfactuals_move_and_values_do_not():
     value = gradient("ste_value", -torch.ones_like(score) / 2, problem)
     assert torch.equal(assign(value), inner)
     moved = gradient("counterfactual", -torch.ones_like(score), problem)
-    threshold, _ = rivals(score[:, first], TWO_OF_FOUR)
+    threshold, _ = rivals(score[:, first], TWO_OF_FOUR.keep, TWO_OF_FOUR.group)
     prices = torch.stack(
         [
             (score[:, first][:, 8 * b : 8 * b + 8, None] - threshold[:, None, 8 * b : 8 * b + 8])

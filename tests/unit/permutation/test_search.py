@@ -6,13 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from effllm.kernels.exchange import exchange_gains, exchange_gains_reference
+from effllm.kernels.exchange import (
+    exchange_gains,
+    exchange_gains_reference,
+    rivals,
+    rivals_reference,
+)
 from effllm.modules.permutation.orders import (
     canonical,
     inverse,
     ordered_mask,
     require_order,
-    rivals,
 )
 from effllm.modules.permutation.problem import Part, Problem
 from effllm.modules.permutation.search import (
@@ -92,11 +96,22 @@ def test_the_compiled_prices_are_those_of_the_definition():
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=lambda pattern: pattern.name)
+def test_the_compiled_rivals_are_those_of_the_definition(pattern):
+    score = torch.randint(0, 5, (9, 32), generator=draw()).float()  # many ties
+    for found, expected in zip(
+        rivals(score, pattern.keep, pattern.group),
+        rivals_reference(score, pattern.keep, pattern.group),
+        strict=True,
+    ):
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS, ids=lambda pattern: pattern.name)
 def test_the_price_of_a_swap_is_what_it_changes(pattern):
     problem = problem_of(pattern=pattern)
     order = torch.randperm(32, generator=draw(3))
     score = problem.score[:, order].contiguous()
-    threshold, _ = rivals(score, pattern)
+    threshold, _ = rivals(score, pattern.keep, pattern.group)
     gains = swap_gains(exchange_gains(score, threshold, score, threshold))
     before = problem.retained(order)
     for one, two in itertools.combinations(range(0, 32, 3), 2):
