@@ -71,23 +71,28 @@ def refuse_other_report(folder: Path, facts: dict[str, Any]) -> str | None:
 
 
 def publish_report(store: Store, instance: Instance, name: str, facts: dict[str, Any]) -> str:
-    """Copy a report artifact to `reports/<name>` and note there what the run differs in.
+    """Copy a report to `reports/<name>`, note there what the run differs in, and list it there.
 
     Returns:
         Path of its page, and whose place it took if the same settings had another result before.
     """
-    from effllm.pipelines.reports.page import add_note
+    from effllm.pipelines.reports.page import add_note, write_index
 
     label = f"{instance.stage}/{instance.digest[:12]}"
-    source, final = store.open(instance.stage, instance.digest).path, store.root / "reports" / name
+    made, final = store.open(instance.stage, instance.digest), store.root / "reports" / name
     partial = store.root / "work" / f"report-{name}"
     # Two equal runs may end at once; the folder is garbage when nobody holds the lock of its name.
     with FileLock(store.root / "locks" / f"{partial.name}.lock"):
         before = refuse_other_report(final, facts)
         if partial.exists():
             remove(partial)
-        shutil.copytree(source, partial)
-        write_json(partial / RUN_FILE, {**facts, "report": label})
+        shutil.copytree(made.path, partial)
+        more = {
+            "report": label,
+            "finished": made.manifest["timing"]["finished"],
+            "verdicts": made.manifest["metrics"],
+        }
+        write_json(partial / RUN_FILE, {**facts, **more})
         if facts["differs"]:
             add_note(partial, f"Differs from {_told(facts)}.")
         for path in partial.rglob("*"):
@@ -96,6 +101,8 @@ def publish_report(store: Store, instance: Instance, name: str, facts: dict[str,
         if final.exists():
             remove(final)
         shutil.move(partial, final)
+    with FileLock(store.root / "locks" / "reports.lock"):
+        write_index(final.parent)
     page = str(final / "index.html")
     return page if before in (None, label) else f"{page} (in place of {before})"
 

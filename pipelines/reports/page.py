@@ -1,20 +1,23 @@
 """A report page: headings, text, tables and figures, rendered once as HTML and once as Markdown.
 
-The HTML is one self-contained file (figures inside, no scripts) that reads on a phone and prints;
-the Markdown says the same for terminals and diffs.
+The HTML is one self-contained file (figures and a few lines of script inside) that reads on a phone
+and prints; the Markdown says the same for terminals and diffs.
 """
 
 from __future__ import annotations
 
 import base64
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
 
+from effllm.pipelines.files import replace_synced
 from effllm.pipelines.stage import Metrics
 
 
@@ -31,15 +34,29 @@ class Heading:
 
     title: str
 
+    @property
+    def anchor(self) -> str:
+        """Its name in links."""
+        return re.sub(r"\W+", "-", self.title.lower()).strip("-")
+
 
 @dataclass(frozen=True)
 class Table:
-    """A table; the first column names the rows. `strong` marks rows (by index) to stand out."""
+    """A table; the first column names the rows. `best` are cells (row, column) to stand out."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     note: str = ""
-    strong: frozenset[int] = frozenset()
+    best: frozenset[tuple[int, int]] = frozenset()
+
+    @property
+    def marked(self) -> list[list[str]]:
+        """Rows in Markdown, the best in bold."""
+        return [
+            [f"**{cell}**" if (line, place) in self.best else cell
+             for place, cell in enumerate(row)]
+            for line, row in enumerate(self.rows)
+        ]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -64,6 +81,14 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class Verdicts:
+    """Verdicts on claims that belong together."""
+
+    title: str
+    verdicts: Sequence[Verdict]
+
+
+@dataclass(frozen=True)
 class Mark:
     """A marked piece of a text: with a label it stands out, without one it is underlined."""
 
@@ -80,65 +105,92 @@ class Passages:
     texts: Mapping[str, Sequence[str | Mark]]
 
 
-Block = Text | Heading | Table | Figure | Verdict | Passages
+Block = Text | Heading | Table | Figure | Verdicts | Passages
 
 
 @dataclass
 class Page:
-    """A report in the making."""
+    """A report in the making.
+
+    Attributes:
+        title: of the page.
+        subtitle: what was measured.
+        question: that the page answers.
+        answer: in two sentences, or why there is none.
+        conditions: of the run that differ from the paper's.
+        arxiv: number of the paper.
+        blocks: what follows, in order.
+    """
 
     title: str
     subtitle: str
+    question: str = ""
+    answer: str = ""
+    conditions: Sequence[str] = ()
+    arxiv: str = ""
     blocks: list[Block] = field(default_factory=list)
 
-    def add(self, *blocks: Block) -> None:
-        """Append blocks."""
-        self.blocks += blocks
+    def add(self, *blocks: Block | None) -> None:
+        """Append blocks; None is no block."""
+        self.blocks += [block for block in blocks if block is not None]
+
+    @property
+    def headings(self) -> list[Heading]:
+        """The table of contents."""
+        return [block for block in self.blocks if isinstance(block, Heading)]
 
     @property
     def outcomes(self) -> Metrics:
         """Outcome -> verdicts on the page with it."""
-        found = [block.outcome for block in self.blocks if isinstance(block, Verdict)]
+        found = [
+            verdict.outcome
+            for block in self.blocks
+            if isinstance(block, Verdicts)
+            for verdict in block.verdicts
+        ]
         return {outcome: found.count(outcome) for outcome in dict.fromkeys(found)}
+
+    @property
+    def counts(self) -> str:
+        """How many verdicts there are of each outcome; empty for none."""
+        found = ", ".join(f"{count} {outcome}" for outcome, count in self.outcomes.items())
+        return f"Verdicts: {found}." if found else ""
+
+    @property
+    def different(self) -> str:
+        """Conditions that are not the paper's; empty for none."""
+        return f"Not as in the paper: {'; '.join(self.conditions)}." if self.conditions else ""
+
+    @property
+    def lead(self) -> list[str]:
+        """The lines below the title."""
+        lines = [self.subtitle, self.question, self.answer, self.counts, self.different]
+        return [line for line in lines if line]
 
     def write(self, folder: Path) -> None:
         """Write `index.html` and `report.md`; figures must be in `folder/figures` already."""
-        environment = Environment(
-            loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True
-        )
-        environment.filters["split_interval"] = split_interval
-        template = environment.get_template("page.html.j2")
         blocks = [(type(block).__name__.lower(), block) for block in self.blocks]
         images = {
             block.name: _data_uri(folder / "figures" / f"{block.name}.svg")
             for block in self.blocks
             if isinstance(block, Figure)
         }
-        page = template.render(page=self, blocks=blocks, images=images)
-        (folder / "index.html").write_text(page, encoding="utf-8")
-        (folder / "report.md").write_text(self.markdown(), encoding="utf-8")
+        for template, file in {"page.html.j2": "index.html", "page.md.j2": "report.md"}.items():
+            text = _render(template, page=self, blocks=blocks, images=images)
+            (folder / file).write_text(text, encoding="utf-8")
 
-    def markdown(self) -> str:
-        """The page as Markdown."""
-        parts = [f"# {self.title}", self.subtitle]
-        for block in self.blocks:
-            match block:
-                case Heading(title):
-                    parts.append(f"## {title}")
-                case Text(body):
-                    parts.append(body)
-                case Figure(name, caption):
-                    parts.append(f"![{caption}](figures/{name}.png)")
-                case Verdict(claim, outcome, evidence, conditions):
-                    other = f" ({'; '.join(conditions)})" if conditions else ""
-                    parts.append(f"- **{outcome}**{other}: {claim} {evidence}")
-                case Table():
-                    parts.append(_markdown_table(block))
-                case Passages(title, texts):
-                    parts.append(f"### {title}")
-                    for name, pieces in texts.items():
-                        parts += [f"{name}:", _markdown_text(pieces)]
-        return "\n\n".join(parts) + "\n"
+
+def write_index(folder: Path) -> None:
+    """Write `index.html` over all reports in a folder, from the `run.json` of each."""
+    reports = [
+        {"name": run.parent.name, "finished": "", "verdicts": {}}
+        | json.loads(run.read_text("utf-8"))
+        for run in sorted(folder.glob("*/run.json"))
+    ]
+    reports.sort(key=lambda report: str(report["finished"]), reverse=True)
+    partial = folder / ".index.partial"
+    partial.write_text(_render("index.html.j2", reports=reports), encoding="utf-8")
+    replace_synced(partial, folder / "index.html")
 
 
 def add_note(folder: Path, note: str) -> None:
@@ -157,25 +209,21 @@ def split_interval(cell: str) -> tuple[str, str]:
     return (found[1], found[2]) if found else (cell, "")
 
 
-def _markdown_text(pieces: Sequence[str | Mark]) -> str:
-    """An indented block, which Markdown shows as it is."""
-    text = "".join(
+def _render(template: str, **values: Any) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=template.endswith("html.j2"),
+        trim_blocks=True,
+    )
+    environment.filters |= {"split_interval": split_interval, "joined": _joined}
+    return environment.get_template(template).render(**values).rstrip() + "\n"
+
+
+def _joined(pieces: Sequence[str | Mark]) -> str:
+    """A text with its marks as `⟦marked⟧label`."""
+    return "".join(
         piece if isinstance(piece, str) else f"⟦{piece.text}⟧{piece.label}" for piece in pieces
     )
-    return "\n".join(f"    {line}" for line in text.split("\n"))
-
-
-def _markdown_table(table: Table) -> str:
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-    rule = "|" + "|".join(["---", *["---:"] * (len(table.columns) - 1)]) + "|"
-    rows = [
-        line([f"**{cell}**" if index in table.strong and cell else cell for cell in row])
-        for index, row in enumerate(table.rows)
-    ]
-    text = "\n".join([line(table.columns), rule, *rows])
-    return f"{text}\n\n{table.note}" if table.note else text
 
 
 def _data_uri(path: Path) -> str:

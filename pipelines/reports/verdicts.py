@@ -14,38 +14,43 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from effllm.modules.evaluation.intervals import TOO_FEW, Interval
-from effllm.pipelines.artifacts.base import Artifact
-from effllm.pipelines.reports.page import Text, Verdict
+from effllm.pipelines.reports.page import Verdict
+from effllm.pipelines.reports.results import Results
 
 
 def judge(
     claim: str,
-    change: Interval,
+    figure: Interval,
     evidence: str,
     *,
+    below: float | None = None,
+    above: float | None = None,
     margin: float = 0.0,
     paper: bool = False,
     conditions: Sequence[str] = (),
 ) -> Verdict:
-    """Judge a claim that a figure is negative.
+    """Judge a claim that a figure lies on one side of a bound.
 
     Args:
         claim: what is claimed.
-        change: the figure; negative is the claimed side.
+        figure: the estimate.
         evidence: the numbers in words.
-        margin: how far from zero the interval must stay; covers what the interval does not see.
+        below: the bound that it is claimed to be below of; this or `above` is given.
+        above: the bound that it is claimed to be above of.
+        margin: how far from the bound the interval must stay; covers what it does not see.
         paper: whether the paper claims it; our own goals and controls are supported or not.
         conditions: what differs from the paper's conditions; for claims of the paper.
     """
-    if not change.known:
+    if not figure.known:
         return Verdict(
             claim, "no verdict", f"{evidence} Fewer than {TOO_FEW} examples have no interval."
         )
+    excess = figure - below if below is not None else (above or 0.0) - figure
     return decide(
         claim,
         evidence,
-        holds=change.high < -margin,
-        fails=change.low > margin,
+        holds=excess.high < -margin,
+        fails=excess.low > margin,
         paper=paper,
         conditions=conditions,
     )
@@ -88,18 +93,11 @@ def differing(ours: Mapping[str, Any], paper: Mapping[str, Any]) -> tuple[str, .
     return tuple(found)
 
 
-def model_and_texts(results: Sequence[Artifact]) -> dict[str, str]:
+def model_and_texts(results: Results) -> dict[str, str]:
     """What a run was about, to be set beside the paper's `model`, `calibration`, `test text`."""
-    name = next(
-        one.manifest["sources"]["source"]["name"]
-        for one in results
-        if one.manifest["stage"] == "import_model"
-    )
-    found = {"model": short_name(name)}
-    for one in results:
-        if one.manifest["stage"] != "make_windows":
-            continue
-        config, metrics = one.manifest["config"], one.manifest["metrics"]
+    found = {"model": short_name(results.model)}
+    for windows in results.by("make_windows"):
+        config, metrics = windows.manifest["config"], windows.manifest["metrics"]
         text = short_name(str(metrics["protocol"]).partition(f"-{config['split']}-")[0])
         if config["split"] == "calibration":
             found["calibration"] = f"{text}, {metrics['windows']} x {config['sequence_length']}"
@@ -111,8 +109,3 @@ def model_and_texts(results: Sequence[Artifact]) -> dict[str, str]:
 def short_name(name: str) -> str:
     """The name of a model or text without its owner."""
     return name.rpartition("/")[2]
-
-
-def shown_at(scale: str, verdicts: Sequence[Verdict]) -> Sequence[Verdict | Text]:
-    """The verdicts; at smoke scale only the word that there are none."""
-    return [Text("No verdicts at smoke scale.")] if scale == "smoke" else verdicts

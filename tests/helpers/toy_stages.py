@@ -135,7 +135,7 @@ def manifest_of(instance):
         "target": instance.target,
         "digest": instance.digest,
         "code": {"fingerprint": instance.code},
-        "timing": {"seconds": 0.0},
+        "timing": {"seconds": 0.0, "finished": "2026-01-01T00:00:00+00:00"},
         "warnings": [],
         **{part: {} for part in ("config", "inputs", "sources", "metrics", "env")},
     }

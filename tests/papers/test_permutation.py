@@ -1,7 +1,5 @@
 """Learnable permutation at smoke scale through the command line, as a user runs it."""
 
-import csv
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from said import read_report
 
 from effllm.modules.modeling.blocks import prunable_layers
 
@@ -35,8 +34,7 @@ def report(outputs):
 
 @pytest.fixture(scope="module")
 def rows(report):
-    found = json.loads((report / "results.json").read_text())
-    return {row["method"]: row for row in found}
+    return {row["method"]: row for row in read_report(report, "errors", "blocks", "learning")}
 
 
 def test_every_order_is_a_row(rows):
@@ -120,12 +118,5 @@ def test_sparse_kernels_compute_the_same(folded_matrices):
         )
 
 
-def test_the_page_has_its_figures_and_the_papers_numbers(report):
-    text = (report / "report.md").read_text()
-    assert "smoke run" in text
-    assert "No verdicts at smoke scale." in text
-    assert "LLaMA-2-7B, learned permutation on Wanda" in text
-    for name in ("errors", "blocks", "learning"):
-        assert (report / "figures" / f"{name}.png").stat().st_size > 1000
-        with (report / "figures" / f"{name}.csv").open(newline="") as file:
-            assert list(csv.DictReader(file))
+def test_the_page_has_the_papers_numbers(report):
+    assert "LLaMA-2-7B, learned permutation on Wanda" in (report / "report.md").read_text()

@@ -1,13 +1,12 @@
 """Týr at smoke scale through the command line, as a user runs it."""
 
-import json
 import math
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from said import read_report
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -29,7 +28,8 @@ def outputs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def rows(outputs):
-    return json.loads((outputs / "reports" / "tyr-smoke" / "results.json").read_text())
+    figures = ("perplexity", "pareto", "allocation", "fitness")
+    return read_report(outputs / "reports" / "tyr-smoke", *figures)
 
 
 def test_rows_name_every_method_at_both_sparsities(rows):
@@ -68,16 +68,6 @@ def test_repair_by_least_squares_is_nearer_to_the_dense_model_than_no_repair(row
     for sparsity in ("25 %", "50 %"):
         for method in ("Random units", "Magnitude", "Wanda-sp"):
             assert kl["Týr supernet, even", sparsity] < kl[method, sparsity]
-
-
-def test_the_report_is_self_contained(outputs):
-    folder = outputs / "reports" / "tyr-smoke"
-    page = (folder / "index.html").read_text()
-    assert not re.search(r'(src|href)="(?!data:)', page) and "<script" not in page
-    assert "tiny random model" in page and "not comparable" in page
-    for name in ("perplexity", "pareto", "allocation", "fitness"):
-        for suffix in ("png", "svg", "csv"):
-            assert (folder / "figures" / f"{name}.{suffix}").stat().st_size > 0
 
 
 def test_a_second_run_reuses_everything(outputs):

@@ -12,7 +12,7 @@ from effllm.pipelines.commands.composing import CONF_DIR, compose, differences
 from effllm.pipelines.commands.publishing import publish_report, refuse_other_report, report_name
 from effllm.pipelines.engine.graph import Instance
 from effllm.pipelines.reports.page import Page
-from effllm.pipelines.stages.report_sds import ReportSds
+from effllm.pipelines.reports.sds.page import ReportSds
 
 SMOKE = ["paper=sds", "scale=smoke"]
 
@@ -97,9 +97,12 @@ def test_reports_of_other_settings_stand_side_by_side_and_say_so(publish, store)
     publish("another", "model=tiny_opt", "x=<b>&")
     folder = store.root / "reports"
     assert sorted(path.name for path in folder.iterdir()) == [
+        "index.html",
         "sds-smoke",
         named("model=tiny_opt", "x=<b>&"),
     ]
+    index = (folder / "index.html").read_text()
+    assert 'href="sds-smoke/index.html"' in index and "2 runs" in index
     plain, other = folder / "sds-smoke", folder / named("model=tiny_opt", "x=<b>&")
     original = store.folder("report_sds", b"usual".hex().ljust(64, "0"))
     for file in ("index.html", "report.md"):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from said import bold, flat
 
 from effllm.modules.decoding.early_exit import first_layers
 from effllm.modules.decoding.proposers.base import Nothing
@@ -10,13 +11,13 @@ from effllm.modules.decoding.verifiers.exact import Exact
 from effllm.modules.decoding.verifiers.fly import Fly
 from effllm.modules.decoding.verifiers.margin import Margin
 from effllm.modules.decoding.verifiers.typical import Typical
-from effllm.pipelines.reports import answers
-from effllm.pipelines.reports.arms import Arm
-from effllm.pipelines.reports.decoding import Bench, loosened_places, text_table
-from effllm.pipelines.reports.fly import answers_kept, run_conditions, verdicts
-from effllm.pipelines.reports.loosened import class_table, loosened_in_context, pieces_of
+from effllm.pipelines.reports.decoders.bench import Bench, loosened_places, text_table
+from effllm.pipelines.reports.decoders.naming import Arm
+from effllm.pipelines.reports.fly import answers
+from effllm.pipelines.reports.fly.claims import answers_kept, run_conditions, verdicts
+from effllm.pipelines.reports.fly.loosened import class_table, loosened_in_context, pieces_of
+from effllm.pipelines.reports.fly.replay import ReplayRows, knob_table
 from effllm.pipelines.reports.page import Mark, Page, Passages, Table, split_interval
-from effllm.pipelines.reports.replay import ReplayRows, knob_table
 from effllm.pipelines.stages.decoding.loading import describe_arm
 
 
@@ -111,7 +112,7 @@ def outcomes(prompts=40, **arms):
             values["nll"] = values.get("nll", 1.0) + float(random.normal(0, 0.01))
             values["seconds"] = values.get("seconds", 2.0) * float(random.uniform(0.95, 1.05))
             rows.append(row(name, number, **values))
-    return {one.claim: one.outcome for one in verdicts(Bench.of(rows, ARMS, 1000))}
+    return {one.claim: one.outcome for one in flat(verdicts(Bench.of(rows, ARMS, 1000)))}
 
 
 def the(found, words):
@@ -165,7 +166,7 @@ def test_assisted_generation_is_compared_with_a_chain_of_the_same_draft(tiny_lla
         for name in arms
         for number in range(9)
     ]
-    found = {one.claim: one.outcome for one in verdicts(Bench.of(rows, arms, 100))}
+    found = {one.claim: one.outcome for one in flat(verdicts(Bench.of(rows, arms, 100)))}
     assert the(found, "faster than transformers: assisted generation, K=3") == "supported"
 
 
@@ -279,13 +280,13 @@ def test_loosened_tokens_stand_in_their_text(loosened_bench, tokenizer, tmp_path
     page.write(tmp_path)
     html = (tmp_path / "index.html").read_text()
     assert "&lt;by&gt;" in html and "<mark title=" in html and "<sup>2</sup>" in html
-    assert "<by>" not in html and "<u" in html and "<script" not in html
+    assert "<by>" not in html and "<u" in html
     assert "    go <by> ⟦b⟧1us ⟦7⟧2ow" in (tmp_path / "report.md").read_text()
 
 
 def test_loosened_tokens_are_counted_by_class_and_place(loosened_bench, tokenizer):
     (cells,) = class_table(loosened_bench, tokenizer).rows
-    assert list(cells[1:]) == ["1 of 2 (50 %)", "1 of 1 (100 %)", "", ""]
+    assert list(cells[1:]) == ["1 of 2 (50 %)", "1 of 1 (100 %)"]  # of words and digits
     assert loosened_places(loosened_bench.arms["fly"][0]) == [8, 12]
     rows = text_table(loosened_bench).rows
     assert [list(one[-2:]) for one in rows] == [["1/1", "1/1"], ["0/1", "1/1"]]
@@ -332,7 +333,7 @@ def test_the_replay_turns_one_knob_at_a_time():
         "K=4",
         "margin 0.3 nats",
     ]
-    assert table.columns[0] == "Prompt lookup" and table.strong == {1}
+    assert table.columns[0] == "Prompt lookup"
 
 
 def test_answers_are_compared_item_by_item():
@@ -349,7 +350,7 @@ def test_answers_are_compared_item_by_item():
     ]
     about = {name: ARMS[name] for name in ("plain", "exact", "fly")}
     bench = Bench.of(rows, about, 1000)
-    exact, fly = answers.verdicts(bench, "tiny")
+    fly, exact = flat(answers.verdicts(bench, "tiny"))
     assert exact.outcome == "supported" and exact.evidence.startswith("400 of 400")
     assert fly.outcome == "not supported under other conditions"  # it lost 20 right answers of 200
     assert "prompts = recall, paper gsm8k or humaneval or mbpp or mgsm" in fly.conditions
@@ -358,6 +359,8 @@ def test_answers_are_compared_item_by_item():
     plain, exact_cells, fly_cells = table.rows
     assert plain[1].startswith("50.0 [") and plain[2:4] == ["", ""]
     assert exact_cells[2:4] == ["+0.0 [+0.0, +0.0]", "400"]
-    assert fly_cells[2].startswith("-5.0 [") and fly_cells[3] == "359" and table.strong == {2}
+    assert fly_cells[2].startswith("-5.0 [") and fly_cells[3] == "359"
+    assert bold(table) == {"recall, right, %": ["Prompt lookup, K=8: exact"]}
     rows[len(items)]["text"] = "9"  # the exact arm's last item
-    assert answers.verdicts(Bench.of(rows, about, 1000), "tiny")[0].outcome == "not supported"
+    said = flat(answers.verdicts(Bench.of(rows, about, 1000), "tiny"))
+    assert said[-1].outcome == "not supported"

@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+from said import flat
 
 from effllm.modules.errors import DataError
-from effllm.pipelines.reports.comparison import Comparison
-from effllm.pipelines.reports.sds import describe, verdicts
-from effllm.pipelines.reports.subjects import Subject
+from effllm.pipelines.reports.models.comparison import Comparison
+from effllm.pipelines.reports.models.subjects import Subject
+from effllm.pipelines.reports.sds.claims import verdicts
+from effllm.pipelines.reports.sds.names import describe
 
 PRUNE = {"stage": "prune", "pruner": "wanda", "pattern": "2:4"}
 REDENSE = {
@@ -25,7 +27,7 @@ REFIT = {**ADJUST, "steps": 0}
 @pytest.mark.parametrize(
     ("history", "variant", "method"),
     [
-        ([], "dense", "Dense"),
+        ([], "", "Dense"),
         ([PRUNE], "prune", "Wanda"),
         ([PRUNE, REFIT], "refit", "Wanda + refit"),
         ([PRUNE, ADJUST], "iht", "Wanda + IHT"),
@@ -70,7 +72,7 @@ def test_controls_are_judged_in_other_words_and_in_accuracy_too():
         describe(subject("b", [PRUNE, REFIT], -0.3, correct)),
         describe(subject("c", [PRUNE, REDENSE, PRUNE, ADJUST], 0.0, correct)),
     ]
-    found = {one.claim: one for one in verdicts(Comparison(rows, 1000))}
+    found = {one.claim: one for one in flat(verdicts(Comparison(rows, 1000)))}
     outcomes = {claim: one.outcome for claim, one in found.items()}
     assert outcomes["SDS beats one-shot Wanda in perplexity."] == "reproduced"
     assert outcomes["SDS beats one-shot Wanda in accuracy."] == "inconclusive"
@@ -78,12 +80,12 @@ def test_controls_are_judged_in_other_words_and_in_accuracy_too():
     assert outcomes[f"{control} in perplexity."] == "not supported"
     assert outcomes[f"{control} in accuracy."] == "inconclusive"
     differs = ("model = smollm2_135m, paper opt-125m",)
-    there = {one.claim: one for one in verdicts(Comparison(rows, 1000, differs))}
+    there = {one.claim: one for one in flat(verdicts(Comparison(rows, 1000, differs)))}
     claim = "SDS beats one-shot Wanda in perplexity."
     assert there[claim].outcome == "supported under other conditions"
     assert there[claim].conditions == differs
     rows[-1].subject.history[1] = {**REDENSE, "steps": 30, "accelerated": True}
-    (redense, _) = verdicts(Comparison(rows, 1000, differs))[0].conditions
+    (redense, _) = flat(verdicts(Comparison(rows, 1000, differs)))[0].conditions
     assert redense == "re-dense step = 30 accelerated steps, paper 200 plain steps"
 
 

@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
+from said import bold, flat
 
-from effllm.pipelines.reports import sds_study
-from effllm.pipelines.reports.comparison import Comparison
-from effllm.pipelines.reports.sds import describe
-from effllm.pipelines.reports.seeds import seed_differences
-from effllm.pipelines.reports.subjects import Subject
+from effllm.pipelines.reports.models.comparison import Comparison
+from effllm.pipelines.reports.models.seeds import seed_differences, seeds_table
+from effllm.pipelines.reports.models.subjects import Subject
+from effllm.pipelines.reports.sds import studies
+from effllm.pipelines.reports.sds.names import describe
 
 PRUNE = {"stage": "prune", "pruner": "wanda", "pattern": "2:4"}
 REDENSE = {
@@ -43,11 +44,13 @@ def test_the_setting_is_chosen_on_heldout_text_and_never_among_the_controls():
         row(sds(l1_weight=0.03), 88, 75),  # better on held-out text, worse on test text
     ]
     data = Comparison(rows, 200)
-    table = sds_study.search_table(data, "wanda")
-    (strong,) = table.strong
-    assert table.rows[strong][0] == "SDS: 30 accelerated steps, L1 0.03, L2 0.01"
-    assert float(table.rows[strong][4].split()[0]) == pytest.approx(10.0)
-    text = sds_study.chosen_on_test(data, "wanda").body
+    table = studies.search_table(data, "wanda")
+    chosen = "SDS: 30 accelerated steps, L1 0.03, L2 0.01"
+    assert bold(table) == {"S3 or control": [chosen]}
+    (row_of_it,) = [line for line in table.rows if line[0] == chosen]
+    change = row_of_it[table.columns.index("vs refit three times, %")]
+    assert float(change.split()[0]) == pytest.approx(10.0)
+    text = studies.chosen_on_test(data, "wanda")
     assert "L1 0.03" in text and "75.00" in text and "+7.1" in text
 
 
@@ -59,11 +62,11 @@ def test_differences_are_paired_by_seed_with_an_interval_over_seeds():
     change, each = seed_differences(data, ("wanda", "sds"), ("wanda", "refit"))
     assert each == pytest.approx([-10, -100 / 9, -110 / 9])
     assert change.low < change.value < change.high < 0
-    verdicts = sds_study.seeds_verdicts(data)
+    verdicts = flat(studies.seeds_verdicts(data))
     assert [one.outcome for one in verdicts] == ["supported"]
-    spread = sds_study.pooled_spread(data).body  # one comparison: that of its three differences
+    spread = studies.pooled_spread(data)  # one comparison: that of its three differences
     assert "Over these 1 comparisons" in spread and f"{np.std(each, ddof=1):.1f} points" in spread
-    table = sds_study.seeds_table(data)
+    table = seeds_table(data, data.rows)
     assert list(table.columns) == [
         "Test perplexity",
         "seed 0",
@@ -81,7 +84,7 @@ def test_sds_started_dense_is_a_method_of_its_own_over_seeds():
     rows = []
     for seed, (ours, control) in enumerate([(71, 74), (70, 75), (72, 76)]):
         rows += [row(started_dense, 80, ours, seed), row([PRUNE, REFIT], 80, control, seed)]
-    verdicts = sds_study.seeds_verdicts(Comparison(rows, 200))
+    verdicts = flat(studies.seeds_verdicts(Comparison(rows, 200)))
     assert [one.claim for one in verdicts] == [
         "SDS started from the dense model (S-DS) beats Wanda + refit of the first mask in "
         "perplexity."

@@ -3,12 +3,15 @@
 import dataclasses
 
 import pytest
+from said import flat
 
 from effllm.modules.kvcache.compression import Compression
 from effllm.modules.kvcache.formats import Dense, SparkKeys
 from effllm.modules.kvcache.rivals import ThinkKeys
-from effllm.pipelines.reports.caches import Study, answer_table
-from effllm.pipelines.reports.spark import run_conditions, verdicts
+from effllm.pipelines.reports.paired import Paired
+from effllm.pipelines.reports.spark.claims import run_conditions, verdicts
+from effllm.pipelines.reports.spark.study import Study
+from effllm.pipelines.reports.spark.tables import answer_table
 from effllm.pipelines.stages.kvcache.evaluate_cache import describe
 
 ARMS = {
@@ -37,12 +40,12 @@ def study(scores, *, size=None, prompts=40, texts=0):
         ]
         for name in ARMS
     }
-    return Study(text, rows, {}, about, {"question_inside": False}, 500)
+    return Study(Paired(text, 500), Paired(rows, 500), {}, about, {"question_inside": False})
 
 
 def outcomes(answers, main_scores=None):
     usual = {"dense": 0.6, "spark_80": 0.5, "think_for_80": 0.1}
-    found = verdicts(study(main_scores or usual, texts=6), answers)
+    found = flat(verdicts(study(main_scores or usual, texts=6), answers))
     return {one.claim: one for one in found}
 
 
@@ -82,7 +85,7 @@ def test_conditions_of_the_keys_and_of_the_run_stand_in_the_verdict():
     differs = run_conditions("smollm2_135m", "ours", inside=False)
     scores = {"dense": 0.6, "spark_80": 0.5, "think_for_80": 0.1}
     here = dataclasses.replace(study(scores, texts=6), conditions=differs)
-    found = {one.claim: one for one in verdicts(here, here)}
+    found = {one.claim: one for one in flat(verdicts(here, here))}
     smaller = the(found, "% smaller")
     assert smaller.outcome == "supported under other conditions"
     assert smaller.conditions == (

@@ -4,14 +4,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from said import flat
 from tyr_steps import SEARCHED
 
 from effllm.pipelines.artifacts.base import Artifact
 from effllm.pipelines.artifacts.checkpoints import Checkpoint
 from effllm.pipelines.artifacts.structural import Allocation
-from effllm.pipelines.reports.comparison import Comparison
-from effllm.pipelines.reports.subjects import Subject
-from effllm.pipelines.reports.tyr import describe_all, searches, verdicts
+from effllm.pipelines.reports.models.comparison import Comparison
+from effllm.pipelines.reports.models.subjects import Subject
+from effllm.pipelines.reports.results import Results
+from effllm.pipelines.reports.tyr.claims import verdicts
+from effllm.pipelines.reports.tyr.names import describe_all
+from effllm.pipelines.reports.tyr.tables import searches
 
 ALONE = {**SEARCHED, "guided": 0}
 
@@ -69,7 +73,7 @@ def test_searches_are_named_by_the_models_that_they_led_to():
         [Subject("import_model/e", [])]
         + [Subject(f"export_compact/{digest}", [step]) for digest, step in steps.items()]
     )
-    assert searches(rows, results) == {
+    assert searches(rows, Results(results)) == {
         "Týr, searched, 50 %": second,
         "Týr, searched: evolution alone, 50 %": first,
     }
@@ -81,7 +85,7 @@ def gained(test, heldout, *steps, conditions=()):
         Subject(str(n), [step], {"test": np.full(6, n * test), "heldout": np.full(6, n * heldout)})
         for n, step in enumerate(steps)
     ]
-    return verdicts(Comparison(describe_all(rows), 100, conditions), [])
+    return flat(verdicts(Comparison(describe_all(rows), 100, conditions), []))
 
 
 def test_a_second_round_is_judged_on_test_text_beyond_another_draw():

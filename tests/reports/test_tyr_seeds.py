@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
+from said import bold, flat
 from tyr_steps import SEARCHED
 
-from effllm.pipelines.reports.comparison import Comparison
-from effllm.pipelines.reports.seeds import seeds_table
-from effllm.pipelines.reports.subjects import Subject
-from effllm.pipelines.reports.tyr import describe
-from effllm.pipelines.reports.tyr_seeds import at, verdicts
+from effllm.pipelines.reports.models.comparison import Comparison
+from effllm.pipelines.reports.models.seeds import seeds_table
+from effllm.pipelines.reports.models.subjects import Subject
+from effllm.pipelines.reports.tyr.claims import at, seeds_verdicts
+from effllm.pipelines.reports.tyr.names import describe
 
 EVEN = {**SEARCHED, "searched": False}
 SECOND = {**EVEN, "levels": 1, "score": "second", "accumulation": "level0"}
@@ -32,7 +33,7 @@ def data():
 
 
 def test_a_verdict_needs_two_seeds_and_rests_on_test_text(data):
-    found = {one.claim.partition(" beats ")[2]: one for one in verdicts(data)}
+    found = {one.claim.partition(" beats ")[2]: one for one in flat(seeds_verdicts(data))}
     assert set(found) == {
         "Týr supernet, even in test perplexity.",
         "ZipLM-style, second order, even in test perplexity.",
@@ -50,6 +51,7 @@ def test_the_table_of_a_sparsity_has_its_rows_and_both_texts(data):
     mine = at(data, "25 %")
     assert [one.pattern for one in mine.rows] == ["25 %", "25 %"]
     for role, name in (("test", "Test perplexity"), ("heldout", "Held-out perplexity")):
-        table = seeds_table(mine, mine.rows, role=role, strong=lambda one: one.base == "searched")
-        assert list(table.columns) == [name, "seed 0", "mean", "spread, %"]
-        assert table.rows[0][:2] == ["Týr, searched", "40.00"] and table.strong == {0}
+        table = seeds_table(mine, mine.rows, role=role)
+        assert list(table.columns) == [name, "seed 0", "mean"]  # one seed has no spread
+        assert table.rows[0][:2] == ["Týr, searched", "40.00"]
+        assert bold(table) == {"mean": ["Týr, searched"]}

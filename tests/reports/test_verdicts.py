@@ -6,14 +6,9 @@ import pytest
 
 from effllm.modules.evaluation.intervals import Interval
 from effllm.pipelines.artifacts.base import Artifact
-from effllm.pipelines.reports.page import Page, Text
-from effllm.pipelines.reports.verdicts import (
-    decide,
-    differing,
-    judge,
-    model_and_texts,
-    shown_at,
-)
+from effllm.pipelines.reports.page import Page, Verdicts
+from effllm.pipelines.reports.results import Results
+from effllm.pipelines.reports.verdicts import decide, differing, judge, model_and_texts
 
 
 @pytest.mark.parametrize(
@@ -27,8 +22,10 @@ from effllm.pipelines.reports.verdicts import (
     ],
 )
 def test_a_verdict_needs_the_whole_interval_beyond_the_margin(interval, outcome):
-    found = judge("c", interval, "e.", margin=3.0, paper=True)
+    found = judge("c", interval, "e.", below=0, margin=3.0, paper=True)
     assert found.outcome == outcome and found.evidence.startswith("e.")
+    turned = Interval(5 - interval.value, 5 - interval.high, 5 - interval.low)
+    assert judge("c", turned, "e.", above=5, margin=3.0, paper=True) == found
 
 
 @pytest.mark.parametrize(
@@ -64,22 +61,14 @@ def test_conditions_that_differ_are_named_with_the_papers():
 def test_conditions_stand_in_the_verdict_on_both_pages(tmp_path):
     page = Page("t", "s")
     conditions = ("W = 3, paper 6", "K = 12, paper 15 or 25")
-    page.add(
-        decide("It is <so>.", "1.", holds=True, fails=False, paper=True, conditions=conditions)
-    )
+    so = decide("It is <so>.", "1.", holds=True, fails=False, paper=True, conditions=conditions)
+    page.add(Verdicts("What is so", [so]))
     page.write(tmp_path)
     line = "- **supported under other conditions** (W = 3, paper 6; K = 12, paper 15 or 25): It is"
     assert line in (tmp_path / "report.md").read_text()
     html = (tmp_path / "index.html").read_text()
     assert '<b class="good">supported under other conditions<small>W = 3, paper 6</small>' in html
     assert page.outcomes == {"supported under other conditions": 1}
-
-
-def test_smoke_runs_have_no_verdicts():
-    verdicts = [decide("c", "e", holds=True, fails=False)]
-    assert shown_at("cpu", verdicts) == verdicts
-    (text,) = shown_at("smoke", verdicts)
-    assert isinstance(text, Text) and text.body == "No verdicts at smoke scale."
 
 
 def test_a_run_is_described_by_its_model_and_texts():
@@ -96,7 +85,7 @@ def test_a_run_is_described_by_its_model_and_texts():
         windows("heldout", "allenai/c4-heldout-2048x8", 8, 2048),
         windows("test", "Salesforce/wikitext-test-512x80", 80, 512),
     ]
-    assert model_and_texts(results) == {
+    assert model_and_texts(Results(results)) == {
         "model": "opt-125m",
         "calibration": "c4, 128 x 2048",
         "test text": "wikitext, windows of 512",

@@ -5,95 +5,73 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from effllm.modules.heads.asking import accuracies
 from effllm.pipelines.reports.amphista.scores import AMPHISTA, MEDUSA, Study
-from effllm.pipelines.reports.figures import COLOURS, figure, write_csv
+from effllm.pipelines.reports.figures import COLOURS, figure, lines, write_csv
 from effllm.pipelines.reports.page import Figure
 
 
 def draw_tau(study: Study, folder: Path) -> Figure:
     """Tokens per pass against nodes."""
-    table = []
-    with figure(folder, "tau", size=(8.5, 4.6)) as axes:
-        for place, arm in enumerate(study.arms):
-            found = [study.tau(arm, count) for count in study.nodes]
-            style = "-" if arm in _shown(study) else ":"
-            colour = COLOURS[place % len(COLOURS)]
-            axes.plot(
-                study.nodes,
-                [one.value for one in found],
-                style,
-                marker="o",
-                color=colour,
-                label=arm,
-            )
-            table += [
-                {"arm": arm, "nodes": count, "tau": one.value, "low": one.low, "high": one.high}
-                for count, one in zip(study.nodes, found, strict=True)
-            ]
+    table = [
+        {"arm": arm, "nodes": count, "tau": tau.value, "low": tau.low, "high": tau.high}
+        for arm in study.arms
+        for count, tau in ((count, study.tau(arm, count)) for count in study.nodes)
+    ]
+    with lines(
+        folder, "tau", table, by="arm", x=("nodes", "nodes of the tree"),
+        y=("tau", "tokens per pass"), size=(8.5, 4.6),
+        style=lambda arm: "o-" if arm in _shown(study) else "o:",
+    ) as (axes,):  # fmt: skip
         axes.set_xscale("log", base=2)
         axes.set_xticks(study.nodes, [str(count) for count in study.nodes])
-        axes.set_xlabel("nodes of the tree")
-        axes.set_ylabel("tokens per pass")
-        axes.legend(fontsize=8)
-    write_csv(folder, "tau", table)
     return Figure(
         "tau",
         "Tokens per pass with the best tree of so many nodes. Dotted: controls and ablations.",
     )
 
 
-def draw_curves(study: Study, folder: Path) -> Figure:
+def draw_curves(study: Study, folder: Path) -> Figure | None:
     """How heads learn: right guesses on held-out texts while training goes on, seed 0."""
+    from effllm.modules.heads.asking import accuracies
+
     table = []
-    arms = [arm for arm in _shown(study) if arm in study.arms]
-    heads = int(study.drafters[0].heads.about["settings"]["heads"])
-    with figure(folder, "curves", size=(9.5, 3.4), panels=len(arms), sharey=True) as panels:
-        for axes, arm in zip([panels] if len(arms) == 1 else panels, arms, strict=True):
-            trained = study.arms[arm][0].heads
-            config, metrics = trained.manifest["config"], trained.manifest["metrics"]
-            steps = int(metrics["steps"])
-            epoch = steps // int(config["epochs"])
-            # Judged before every so many steps of an epoch, and after the last.
-            judged = [
-                first + step
-                for first in range(0, steps, epoch)
-                for step in range(0, epoch, int(config["judged_every"]))
+    for arm in (arm for arm in _shown(study) if arm in study.arms):
+        trained = study.arms[arm][0].heads
+        config, steps = trained.manifest["config"], int(trained.manifest["metrics"]["steps"])
+        epoch = steps // int(config["epochs"])
+        # Judged before every so many steps of an epoch, and after the last.
+        judged = [
+            first + step
+            for first in range(0, steps, epoch)
+            for step in range(0, epoch, int(config["judged_every"]))
+        ]
+        ranks, texts = trained.ranks()
+        last = accuracies(ranks[texts < int(config["judged_texts"])])
+        with (trained.path / "curve.csv").open(newline="", encoding="utf-8") as file:
+            logged = {(int(row["step"]) - 1, row["name"]): row["value"]
+                      for row in csv.DictReader(file)}  # fmt: skip
+        for head in range(1, study.heads + 1):
+            points = {step: float(logged[step, f"heldout/top1/{head}"]) for step in judged}
+            points[steps] = last[f"top1/{head}"]
+            table += [
+                {"arm": arm, "head": head, "step": step, "right_percent": 100 * share}
+                for step, share in points.items()
             ]
-            ranks, texts = trained.ranks()
-            last = accuracies(ranks[texts < int(config["judged_texts"])])
-            with (trained.path / "curve.csv").open(newline="", encoding="utf-8") as file:
-                logged = {
-                    (int(row["step"]) - 1, row["name"]): row["value"]
-                    for row in csv.DictReader(file)
-                }
-            for head in range(1, heads + 1):
-                points = [
-                    (step, 100 * float(logged[step, f"heldout/top1/{head}"])) for step in judged
-                ]
-                points.append((steps, 100 * last[f"top1/{head}"]))
-                axes.plot(
-                    *zip(*points, strict=True),
-                    marker=".",
-                    color=COLOURS[head - 1],
-                    label=f"head {head}",
-                )
-                table += [
-                    {"arm": arm, "head": head, "step": step, "right_percent": value}
-                    for step, value in points
-                ]
-            axes.set_title(arm, fontsize=10)
-            axes.set_xlabel("updates")
-        axes.legend(fontsize=8)
-    write_csv(folder, "curves", table)
+    if not table:
+        return None
+    x, y = ("step", "updates"), ("right_percent", "right, %")
+    with lines(folder, "curves", table, by="head", panel="arm", x=x, y=y, size=(9.5, 3.4)):
+        pass
     return Figure(
         "curves",
         "First guesses that are right on some held-out texts, %, while heads learn (seed 0).",
     )
 
 
-def draw_tree(study: Study, nodes: int, folder: Path) -> Figure:
+def draw_tree(study: Study, nodes: int, folder: Path) -> Figure | None:
     """Amphista's tree of so many nodes, seed 0."""
+    if AMPHISTA not in study.arms:
+        return None
     tree = study.arms[AMPHISTA][0].scores.trees()[nodes]
     children: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
     for node in sorted(tree):

@@ -10,9 +10,9 @@ import numpy as np
 
 from effllm.modules.errors import DataError
 from effllm.modules.evaluation.intervals import Interval, estimate, over_seeds
-from effllm.pipelines.artifacts.base import Artifact
 from effllm.pipelines.artifacts.heads import Heads, HeadScores
-from effllm.pipelines.reports.arms import head_title
+from effllm.pipelines.reports.decoders.naming import head_title
+from effllm.pipelines.reports.results import Results
 
 AMPHISTA, MEDUSA, TOKEN = "Amphista", "Medusa-1", "Medusa + chosen token"
 
@@ -54,20 +54,17 @@ class Study:
     resamples: int
 
     @classmethod
-    def of(cls, results: Sequence[Artifact], resamples: int) -> Study:
+    def of(cls, results: Results, resamples: int) -> Study:
         """Pair scores with their heads.
 
         Raises:
-            DataError: if arms were judged on different texts.
+            DataError: if arms were judged on different texts, or there are none.
         """
-        by_label = {one.label: one for one in results}
         arms: dict[str, list[Trained]] = {}
-        for scores in results:
-            if isinstance(scores, HeadScores):
-                heads = by_label[scores.manifest["inputs"]["heads"]]
-                assert isinstance(heads, Heads)
-                trained = Trained(heads, scores)
-                arms.setdefault(trained.title, []).append(trained)
+        results.first("evaluate_heads")
+        for scores in results.of(HeadScores):
+            trained = Trained(results.input(scores, "heads", Heads), scores)
+            arms.setdefault(trained.title, []).append(trained)
         for mine in arms.values():
             mine.sort(key=lambda one: one.seed)
         study = cls(arms, resamples)
@@ -88,6 +85,11 @@ class Study:
     def nodes(self) -> list[int]:
         """Sizes of trees."""
         return list(self.drafters[0].scores.trees())
+
+    @property
+    def heads(self) -> int:
+        """Heads of each drafter."""
+        return int(self.drafters[0].heads.about["settings"]["heads"])
 
     @property
     def matched(self) -> str | None:

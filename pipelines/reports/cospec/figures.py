@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 
 from effllm.pipelines.reports.cospec.study import TITLES, Study
-from effllm.pipelines.reports.figures import COLOURS, figure, write_csv
+from effllm.pipelines.reports.figures import COLOURS, figure, lines, write_csv
 from effllm.pipelines.reports.page import Figure
 
 _SHOWN = ("rl", "rl_speed", "warm", "difference", "entropy")  # frontiers drawn
+_LEARNED = frozenset(
+    {"acceptance", "effective_share", "entropy", "kl_from_reference", "reward", "same_rewards"}
+)
 
 
 def draw_headroom(studies: Sequence[Study], folder: Path) -> Figure:
@@ -49,26 +52,26 @@ def draw_headroom(studies: Sequence[Study], folder: Path) -> Figure:
 
 def draw_frontier(studies: Sequence[Study], folder: Path) -> Figure:
     """Right answers against predicted speed-up at every threshold, a panel per pair."""
-    table: list[dict[str, Any]] = []
-    size = (4.2 * len(studies), 3.8)
-    with figure(folder, "frontier", size=size, panels=len(studies), squeeze=False) as grid:
-        for axes, study in zip(grid[0], studies, strict=True):
-            for rule, colour in zip(_SHOWN, COLOURS, strict=False):
-                points = study.figures["frontiers"].get(rule, [])
-                axes.plot(
-                    [one["predicted_speed"] for one in points],
-                    [100 * one["accuracy"] for one in points],
-                    color=colour, label=TITLES[rule], linewidth=1.4,
-                )  # fmt: skip
-                table += [{"pair": study.name, "rule": rule, **one} for one in points]
+    table = [
+        {
+            "pair": study.name,
+            "rule": rule,
+            "title": TITLES[rule],
+            "right_percent": 100 * point["accuracy"],
+            **point,
+        }
+        for study in studies
+        for rule in _SHOWN
+        for point in study.figures["frontiers"].get(rule, [])
+    ]
+    with lines(
+        folder, "frontier", table, by="title", panel="pair",
+        x=("predicted_speed", "predicted speed-up"), y=("right_percent", "right, %"),
+        size=(4.2 * len(studies), 3.8), style=lambda rule: "-",
+    ) as panels:  # fmt: skip
+        for axes, study in zip(panels, studies, strict=True):
             target = 100 * study.right["target"].mean()
             axes.axhline(target, color="#7f7f7f", linestyle=":", linewidth=1)
-            axes.set_title(study.name, fontsize=11)
-            axes.set_xlabel("predicted speed-up")
-        grid[0][0].set_ylabel("right, %")
-        handles, labels = grid[0][0].get_legend_handles_labels()
-        grid[0][0].figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=9)
-    write_csv(folder, "frontier", table)
     return Figure(
         "frontier",
         "Test problems at every threshold, from never to always taking the draft's token; policies "
@@ -76,17 +79,16 @@ def draw_frontier(studies: Sequence[Study], folder: Path) -> Figure:
     )
 
 
-def draw_learning(studies: Sequence[Study], folder: Path) -> list[Figure]:
-    """Mean reward of the rollouts, seed by seed; none where there was no reinforcement."""
+def draw_learning(studies: Sequence[Study], folder: Path) -> Figure | None:
+    """Mean reward of the rollouts, seed by seed; None where there was no reinforcement."""
     table = [
         {"pair": study.name, **row}
         for study in studies
         for row in study.curves
-        if row["name"] in ("reward", "acceptance", "same_rewards", "kl_from_reference")
-        or row["name"] in ("effective_share", "entropy")
+        if row["name"] in _LEARNED
     ]
     if not table:
-        return []
+        return None
     with figure(folder, "learning", size=(9, 3.6)) as axes:
         for study, colour in zip(studies, COLOURS, strict=False):
             by_seed = defaultdict(list)
@@ -102,30 +104,23 @@ def draw_learning(studies: Sequence[Study], folder: Path) -> list[Figure]:
         axes.set_ylabel("reward of rollouts, %")
         axes.legend()
     write_csv(folder, "learning", table)
-    return [
-        Figure(
-            "learning",
-            "Reinforcement: mean reward of rollouts on training problems, seeds pale, their mean "
-            "dark. Rollouts take either action with a floor, so they are below the policy.",
-        )
-    ]
+    return Figure(
+        "learning",
+        "Reinforcement: mean reward of rollouts on training problems, seeds pale, their mean dark. "
+        "Rollouts take either action with a floor, so they are below the policy.",
+    )
 
 
-def draw_reliability(studies: Sequence[Study], folder: Path) -> Figure:
+def draw_reliability(studies: Sequence[Study], folder: Path) -> Figure | None:
     """What the policy says of a fork against what comes of it."""
-    table: list[dict[str, Any]] = []
-    with figure(folder, "reliability", size=(5, 4)) as axes:
+    table = [
+        {"pair": study.name, **found} for study in studies for found in study.figures["reliability"]
+    ]
+    if not table:
+        return None
+    x, y = ("said", "policy's chance for the draft's token"), ("won", "share that it wins")
+    with lines(folder, "reliability", table, by="pair", x=x, y=y, size=(5, 4)) as (axes,):
         axes.plot([0, 1], [0, 1], color="#7f7f7f", linestyle=":", linewidth=1)
-        for study, colour in zip(studies, COLOURS, strict=False):
-            bins = study.figures["reliability"]
-            said, won = ([one[key] for one in bins] for key in ("said", "won"))
-            axes.plot(said, won, marker="o", color=colour, label=study.name)
-            table += [{"pair": study.name, **one} for one in bins]
-        axes.set_xlabel("policy's chance for the draft's token")
-        axes.set_ylabel("share that it wins")
-        axes.legend()
-    if table:
-        write_csv(folder, "reliability", table)
     return Figure(
         "reliability",
         "Decisive forks of test problems by the score of the first seed's reinforced policy.",

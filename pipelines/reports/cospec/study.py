@@ -19,7 +19,7 @@ from effllm.pipelines.artifacts.arbitration import (
     BranchTries,
     Headroom,
 )
-from effllm.pipelines.artifacts.base import Artifact
+from effllm.pipelines.reports.results import Results
 
 Values = NDArray[np.float64]
 
@@ -115,19 +115,16 @@ class Study:
         return max(ONE_NUMBER, key=lambda rule: self.rules[rule][0]["validation"]["bound"])
 
 
-def gather(results: Sequence[Artifact], resamples: int) -> list[Study]:
+def gather(results: Results, resamples: int) -> list[Study]:
     """A study for every table of verdicts, in the order of the results."""
-    by_label = {one.label: one for one in results}
-    headrooms = [one for one in results if isinstance(one, Headroom)]
     found = []
-    for verdicts in results:
-        if not isinstance(verdicts, ArbitrationVerdicts):
-            continue
-        inputs = verdicts.manifest["inputs"]
-        pair, tries = by_label[inputs["pair"]], by_label[inputs["branches"]]
-        assert isinstance(pair, ArbitrationPair) and isinstance(tries, BranchTries)
+    for verdicts in results.of(ArbitrationVerdicts):
+        pair = results.input(verdicts, "pair", ArbitrationPair)
+        tries = results.input(verdicts, "branches", BranchTries)
         headroom = next(
-            one for one in headrooms if one.manifest["inputs"]["branches"] == tries.label
+            measured
+            for measured in results.of(Headroom)
+            if measured.manifest["inputs"]["branches"] == tries.label
         )
         columns = verdicts.columns()
         rules: dict[str, list[dict[str, Any]]] = {}
@@ -151,7 +148,7 @@ def gather(results: Sequence[Artifact], resamples: int) -> list[Study]:
                 headroom=headroom.figures,
                 figures=verdicts.figures,
                 pair=pair.info,
-                curves=_curves(results, inputs["arbiters"]),
+                curves=_curves(results, verdicts.manifest["inputs"]["arbiters"]),
                 verdicts=verdicts,
                 resamples=resamples,
             )
@@ -159,11 +156,11 @@ def gather(results: Sequence[Artifact], resamples: int) -> list[Study]:
     return found
 
 
-def _curves(results: Sequence[Artifact], labels: Sequence[str]) -> list[dict[str, Any]]:
+def _curves(results: Results, labels: Sequence[str]) -> list[dict[str, Any]]:
     """Training curves of reinforcement on verdicts, over draft and target."""
     found = []
-    for arbiters in results:
-        if not isinstance(arbiters, Arbiters) or arbiters.label not in labels:
+    for arbiters in results.of(Arbiters):
+        if arbiters.label not in labels:
             continue
         info = arbiters.info
         wanted = info["trainer"] == "reinforcement" and info["proposer"] == "draft"

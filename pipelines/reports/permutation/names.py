@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from effllm.pipelines.reports.comparison import Row
-from effllm.pipelines.reports.subjects import Subject
+from effllm.pipelines.reports.models.comparison import Row, place
+from effllm.pipelines.reports.models.subjects import Subject
 
 PRUNERS = {"magnitude": "Magnitude", "wanda": "Wanda", "ria": "RIA score", "sparsegpt": "SparseGPT"}
 SEARCHES = {
@@ -26,14 +26,18 @@ LEARNT = {
     "learned": "learned from swaps, by layer (ours)",
     "jointly": "learned from swaps, jointly (ours)",
 }
-_ORDER = [*SEARCHES, *LEARNT]
+
+
+def describe_all(subjects: Iterable[Subject]) -> list[Row]:
+    """Rows in their order: dense, then per pruner by level and search."""
+    return sorted(map(describe, subjects), key=_order)
 
 
 def describe(subject: Subject) -> Row:
     """Name a model by its history."""
     history = subject.history
     if not history:
-        return Row(subject, "dense", "dense", "", "Dense")
+        return Row(subject, "dense", "", "Dense")
     prune = next(step for step in history if step["stage"] == "prune")
     base, pattern = prune["pruner"], prune["pattern"]
     folded = next((step for step in history if step["stage"] == "fold_permutation"), None)
@@ -43,14 +47,14 @@ def describe(subject: Subject) -> Row:
     variant = kind if kind == "unchanged" else f"{level}/{kind}"
     title = PRUNERS.get(base, base)
     if about is None and base != "sparsegpt":
-        return Row(subject, base, "sequential", pattern, f"{title}, inputs measured again")
+        return Row(subject, base, pattern, f"{title}, inputs measured again", "sequential")
     if about and kind != "unchanged":
         title += f", {(SEARCHES | LEARNT)[kind]}"
     if level == "free":
         title += ", free"
     if folded:
         variant, title = f"folded/{kind}", title.removesuffix(", free") + ", folded in"
-    return Row(subject, base, variant, pattern, title)
+    return Row(subject, base, pattern, title, variant)
 
 
 def kind_of(about: Mapping[str, Any]) -> str:
@@ -75,9 +79,7 @@ def kind_of(about: Mapping[str, Any]) -> str:
     }[last["kind"]]
 
 
-def order(row: Row) -> tuple[int, int, int]:
-    """Dense, then per pruner by level and search."""
+def _order(row: Row) -> tuple[int, int, int]:
     level, _, kind = row.variant.rpartition("/")
-    bases, levels = ["dense", *PRUNERS], ["", "gather", "free", "folded"]
-    place = _ORDER.index(kind) if kind in _ORDER else -1
-    return bases.index(row.base), levels.index(level), place
+    found = place(kind, "", "sequential", *SEARCHES, *LEARNT)
+    return place(row.base, "dense", *PRUNERS), place(level, "", "gather", "free", "folded"), found

@@ -1,0 +1,1 @@
+"""Reports on pruned models: SDS, Týr, learnable permutation."""
