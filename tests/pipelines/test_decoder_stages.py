@@ -88,7 +88,7 @@ def test_exact_decoders_give_the_answers_of_plain_decoding(execute, store, monke
     text = (report / "report.md").read_text()
     assert "No verdicts at smoke scale." in text
     for decoder in ("Prompt lookup", "First 1 of 2 layers"):
-        (line,) = [one for one in text.splitlines() if one.startswith(f"| {decoder}")]
+        line = next(one for one in text.splitlines() if one.startswith(f"| {decoder}"))
         assert "| 4 |" in line  # the same texts
 
 
