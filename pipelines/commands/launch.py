@@ -150,6 +150,7 @@ def execute(config: DictConfig, folder: Path, told: Sequence[str] = ()) -> float
         logger=build("logger", Logger, sections["logger"], packages=sections["packages"]),
         display=Display(),
         options=_options(sections, device=choose_device(sections["trainer"])),
+        config={**sections, "pipeline": pipeline},
     )
     if (store.root / "runs").resolve() not in folder.resolve().parents:
         run.display.line(
