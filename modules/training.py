@@ -1,26 +1,36 @@
-"""Training with Lightning: a checkpoint after every epoch, and going on from the last one."""
+"""Training: `fit` is `lightning.Trainer` with checkpoints, a curve and an order of rows.
 
+A training has a folder. It holds `last.ckpt`, written every so many steps and after each epoch,
+from which the same call goes on to the same weights, and `curve.csv`, which is then the same file
+as that of a training that was never interrupted.
+"""
+
+import copy
 import csv
+import itertools
 import logging
 import math
 import os
+import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from effllm.modules.errors import ConfigError
+from effllm.modules.trainer import CHECKPOINT, CURVE
 
-CHECKPOINT = "last.ckpt"
+OptimizerFactory = Callable[..., torch.optim.Optimizer]
+Log = Callable[[Mapping[str, float], int], None]
 
 
-def require_optimizer(factory: Callable[..., torch.optim.Optimizer]) -> None:
+def require_optimizer(factory: OptimizerFactory) -> None:
     """Refuse settings that the optimiser itself refuses, before there is anything to train.
 
     Raises:
@@ -37,32 +47,39 @@ def fit(
     folder: Path,
     *,
     epochs: int,
-    device: str,
-    tensors: list[Tensor] | None = None,
-    batches: IterableDataset[Any] | None = None,
+    tensors: Sequence[Tensor] = (),
+    batches: Dataset[Any] | None = None,
     batch_size: int = 1,
     seed: int = 0,
-    precision: Literal["32-true", "bf16-mixed"] = "32-true",
+    log: Log | None = None,
     progress: Callable[[int, int], None] | None = None,
-    curve: Path | None = None,
+    log_every_n_steps: int = 1,
+    every_n_train_steps: int = 100,
+    callbacks: Sequence[L.Callback] = (),
+    **trainer: Any,
 ) -> None:
-    """Train to `epochs`, with a checkpoint after each in `folder`, going on from the last one.
+    """Train to `epochs`, going on from the last checkpoint in `folder`.
+
+    With several devices each takes its part of every batch, so that steps are the same. A strategy
+    that starts processes (`ddp_spawn`) leaves the trained weights in `module`; `log` and `progress`
+    then hear of it when it is over.
 
     Args:
         module: what is trained.
-        folder: holds `last.ckpt`; made if missing.
+        folder: of checkpoint and curve; made if missing.
         epochs: passes over the data.
-        device: torch device string.
-        tensors: in memory, equal in their first dimension; a batch is a list of their rows. None
-            where the module reads no data: an epoch is then one step.
-        batches: instead of tensors: makes whole batches while training goes on, each from the
-            weights of that moment. It must know its length, or Lightning would fetch one ahead.
-        batch_size: rows per step.
+        tensors: in memory, equal in their first dimension; a batch is a list of their rows.
+        batches: instead of tensors: makes a batch of its number, counted over all epochs, when it
+            is its turn, from the weights of that moment. Its length is that of an epoch.
+        batch_size: rows of a batch, on all devices together.
         seed: of the shuffling; each epoch has its own order, the same after a resume.
-        precision: of the passes; weights stay float32.
+        log: called with what the module logs, learning rate, norm of the gradient and examples per
+            second, and the step.
         progress: called with steps done and in all.
-        curve: a CSV file for all that the module logs, step by step, with learning rate and norm of
-            the gradient; a resumed training ends with the same file as an uninterrupted one.
+        log_every_n_steps: steps between two calls of `log`.
+        every_n_train_steps: steps between two checkpoints of an epoch.
+        callbacks: more of Lightning's; each training has its own copy.
+        trainer: arguments of `lightning.Trainer`: accelerator, devices, strategy, precision, …
 
     Raises:
         KeyboardInterrupt: when interrupted; Lightning would exit with another code.
@@ -70,40 +87,38 @@ def fit(
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # Lightning sets it on import
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / CHECKPOINT
-    if batches is not None:
-        loader: DataLoader[Any] = DataLoader(batches, batch_size=None)
-    elif tensors is None:
-        loader = DataLoader(_OneStep())
-    else:
-        order = _EpochBatches(len(tensors[0]), batch_size, module, seed)
-        loader = DataLoader(_Rows(tensors), batch_sampler=order, collate_fn=_unchanged)
-    callbacks: list[L.Callback] = [_SaveEveryEpoch(checkpoint), _ReportSteps(progress)]
-    if curve is not None:
-        callbacks.append(_Curve(curve))
-    trainer = L.Trainer(
+    order = _Order(module, seed, batches, len(tensors[0]) if tensors else 0, batch_size)
+    source = _Rows(tensors) if batches is None else batches
+    loader = DataLoader(source, batch_size=None, sampler=order)
+    spawned = str(trainer.get("strategy", "")).endswith("_spawn")  # calls cannot leave a process
+    calls = (None, None) if spawned else (log, progress)
+    report = _Report(folder / CURVE, *calls, log_every_n_steps)
+    lightning = L.Trainer(
         max_epochs=epochs,
-        accelerator="gpu" if device.startswith("cuda") else "cpu",
-        devices=[int(device.partition(":")[2] or 0)] if device.startswith("cuda") else 1,
         logger=False,
-        precision=precision,
-        callbacks=callbacks,
+        callbacks=[*copy.deepcopy(callbacks), report, _SaveLast(checkpoint, every_n_train_steps)],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
+        use_distributed_sampler=False,
         default_root_dir=folder,
+        **trainer,
     )
     resume: dict[str, Any] = (
         {"ckpt_path": checkpoint, "weights_only": True} if checkpoint.is_file() else {}
     )
     with warnings.catch_warnings():
-        # True by design: a Gram solver has no optimiser, and the data are in memory already.
-        warnings.filterwarnings("ignore", message=".*this fit will run with no optimizer")
+        # True by design: the data are in memory, and an order goes on where its epoch stopped.
         warnings.filterwarnings("ignore", message=".*does not have many workers")
-        warnings.filterwarnings("ignore", message=".*`IterableDataset` has `__len__` defined")
+        warnings.filterwarnings("ignore", message=".*your dataloader is not resumable")
         try:
-            trainer.fit(module, loader, **resume)
+            lightning.fit(module, loader, **resume)
         except SystemExit as error:
             raise KeyboardInterrupt from error
+    if spawned:
+        module.on_load_checkpoint(torch.load(checkpoint, weights_only=True))
+        if log is not None:
+            _tell(folder / CURVE, log, log_every_n_steps)
 
 
 def rising_then_falling(
@@ -127,50 +142,93 @@ def rising_then_falling(
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-class _SaveEveryEpoch(L.Callback):
-    """Lightning's ModelCheckpoint counts optimiser steps; a Gram solver has none."""
+class _SaveLast(L.Callback):
+    """A checkpoint within an epoch and after it.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Lightning's `ModelCheckpoint` saves before the module's own hook at the end of a batch, so that
+    a judgement made there would be lost, and a power cut could leave an empty file of it.
+    """
 
-    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def __init__(self, path: Path, every_n_train_steps: int) -> None:
+        self.path, self.every_n_train_steps = path, every_n_train_steps
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Save when all is done that belongs to the step before."""
+        batches = self.every_n_train_steps * trainer.accumulate_grad_batches
+        if batch_idx and batch_idx % batches == 0:
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save."""
+        self._save(trainer)
+
+    def _save(self, trainer: L.Trainer) -> None:
         partial = self.path.with_suffix(".partial")
         trainer.save_checkpoint(partial)
-        with partial.open("rb") as written:
-            os.fsync(written.fileno())  # or a power cut leaves an empty file under the final name
-        partial.replace(self.path)
+        if trainer.is_global_zero:
+            with partial.open("rb") as written:
+                os.fsync(written.fileno())  # or a power cut leaves an empty file under this name
+            partial.replace(self.path)
 
 
-class _ReportSteps(L.Callback):
-    def __init__(self, progress: Callable[[int, int], None] | None) -> None:
-        self.progress = progress
+class _Report(L.Callback):
+    """Writes the curve, rows of step, name and value, and tells others.
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any
+    Curves are parts of results, so times go to `log` only. A checkpoint knows how long the curve
+    was, and the last value of all that is logged.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        log: Log | None,
+        progress: Callable[[int, int], None] | None,
+        every_n_steps: int,
     ) -> None:
-        if self.progress is not None:
-            self.progress(trainer.global_step, int(trainer.estimated_stepping_batches))
-
-
-class _Curve(L.Callback):
-    """Rows of step, name and value; those after the checkpoint that is gone on from are dropped."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.tell, self.progress = path, log, progress  # `log` is set by Lightning
+        self.every_n_steps = every_n_steps
         self.norm: float | None = None
+        self.kept: dict[str, Any] | None = None
+        self.clock, self.rows = 0.0, 0
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """The curve comes to the disk before the checkpoint that counts its bytes."""
+        if not trainer.is_global_zero:
+            return
+        with self.path.open("rb") as file:
+            os.fsync(file.fileno())
+            size = file.seek(0, os.SEEK_END)
+        checkpoint["curve"] = {"bytes": size, "logged": dict(trainer.callback_metrics)}
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Remember how long the curve was."""
+        self.kept = checkpoint["curve"]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        kept: list[list[str]] = []
-        if self.path.is_file():
-            with self.path.open(newline="") as file:
-                rows = list(csv.reader(file))
-            kept = [row for row in rows[1:] if len(row) == 3 and int(row[0]) <= trainer.global_step]
-        with self.path.open("w", newline="") as file:
-            csv.writer(file).writerows([["step", "name", "value"], *kept])
+        """A new curve, or what was there at the checkpoint that is gone on from."""
+        self.clock = time.perf_counter()
+        if self.kept is not None:
+            trainer.callback_metrics.update(self.kept["logged"])
+        if not trainer.is_global_zero:
+            return
+        if self.kept is None:
+            with self.path.open("w", newline="") as file:
+                csv.writer(file).writerow(["step", "name", "value"])
+        else:
+            os.truncate(self.path, self.kept["bytes"])
+            if self.tell is not None:
+                _tell(self.path, self.tell, self.every_n_steps)
 
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
+        """The norm of the gradient, before it is clipped."""
         gradients = [
             parameter.grad
             for group in optimizer.param_groups
@@ -180,52 +238,82 @@ class _Curve(L.Callback):
         self.norm = float(torch.nn.utils.get_total_norm(gradients))
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, index: int
     ) -> None:
-        values = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        if trainer.optimizers:
-            values["learning_rate"] = trainer.optimizers[0].param_groups[0]["lr"]
+        """Rows of a step that is made."""
+        self.rows += len(next(iter(batch.values())) if isinstance(batch, dict) else batch[0])
+        at = index + 1
+        if at % trainer.accumulate_grad_batches and at < trainer.num_training_batches:
+            return
+        values = {
+            name: float(trainer.strategy.reduce(value, reduce_op="mean"))
+            for name, value in trainer.callback_metrics.items()
+        }
+        values["learning_rate"] = trainer.optimizers[0].param_groups[0]["lr"]
         if self.norm is not None:
             values["gradient_norm"] = self.norm
+        now = time.perf_counter()
+        speed = self.rows * trainer.world_size / (now - self.clock)
+        self.clock, self.rows = now, 0
+        if not trainer.is_global_zero:
+            return
+        step = trainer.global_step
         with self.path.open("a", newline="") as file:
-            csv.writer(file).writerows(
-                [trainer.global_step, name, repr(value)] for name, value in values.items()
-            )
+            csv.writer(file).writerows([step, name, repr(value)] for name, value in values.items())
+        if self.tell is not None and step % self.every_n_steps == 0:
+            self.tell({**values, "examples_per_second": speed}, step)
+        if self.progress is not None:
+            self.progress(step, int(trainer.estimated_stepping_batches))
+
+
+def _tell(curve: Path, log: Log, every_n_steps: int) -> None:
+    """Log what a curve says of steps that are over."""
+    with curve.open(newline="") as file:
+        for step, rows in itertools.groupby(csv.DictReader(file), lambda row: int(row["step"])):
+            if step % every_n_steps == 0:
+                log({row["name"]: float(row["value"]) for row in rows}, step)
 
 
 class _Rows(Dataset[list[Tensor]]):
     """Rows of several tensors, fetched a whole batch at a time."""
 
-    def __init__(self, tensors: list[Tensor]) -> None:
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
         self.tensors = tensors
 
-    def __getitems__(self, rows: Tensor) -> list[Tensor]:
+    def __getitem__(self, rows: Tensor) -> list[Tensor]:
         return [tensor[rows] for tensor in self.tensors]
 
 
-def _unchanged(batch: list[Tensor]) -> list[Tensor]:
-    return batch
+class _Order(Sampler[Any]):
+    """What each step of an epoch is made of: shuffled rows, or the number of a batch.
 
+    It depends on seed and epoch only, and begins after the steps that a resumed epoch has done.
+    Rows are dealt out to the devices; those of a batch that does not come out even are repeated.
+    """
 
-class _OneStep(Dataset[int]):
-    """An epoch of one batch."""
+    def __init__(
+        self,
+        module: L.LightningModule,
+        seed: int,
+        batches: Dataset[Any] | None,
+        rows: int,
+        batch_size: int,
+    ) -> None:
+        self.module, self.seed, self.rows, self.batch_size = module, seed, rows, batch_size
+        self.made = batches is not None
+        self.length = len(batches) if batches is not None else -(-rows // batch_size)  # type: ignore[arg-type]
 
     def __len__(self) -> int:
-        return 1
+        return self.length
 
-    def __getitem__(self, index: int) -> int:
-        return index
-
-
-class _EpochBatches:
-    """Shuffled batches whose order depends on seed and epoch only, so that resuming repeats it."""
-
-    def __init__(self, length: int, batch_size: int, module: L.LightningModule, seed: int) -> None:
-        self.length, self.batch_size, self.module, self.seed = length, batch_size, module, seed
-
-    def __len__(self) -> int:
-        return -(-self.length // self.batch_size)
-
-    def __iter__(self) -> Any:  # tensors; DataLoader is typed for lists
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.module.current_epoch)
-        yield from torch.randperm(self.length, generator=generator).split(self.batch_size)
+    def __iter__(self) -> Iterator[Any]:
+        trainer, epoch = self.module.trainer, self.module.current_epoch
+        world = trainer.world_size
+        done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        if self.made:
+            yield from range(epoch * self.length + done, (epoch + 1) * self.length)
+            return
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        for rows in torch.randperm(self.rows, generator=generator).split(self.batch_size)[done:]:
+            each = -(-len(rows) // world)
+            yield rows[torch.arange(each * world) % len(rows)][trainer.global_rank :: world]

@@ -117,7 +117,7 @@ class StageContext:
         workdir: the only place to write to; kept when the stage is interrupted.
         device: torch device string.
         seed: root of all random streams of this stage.
-        log: records metrics while running, `log({"loss": 1.0}, step=3)`.
+        log: records metrics of a step, `log({"loss": 1.0}, 3)`.
         progress: reports units done, `progress(done, total, "block")`.
         warn: records that a fallback was taken; shown, counted and stored.
         device_map: transformers' word for how a model too large for `device` is spread, or None.
@@ -128,7 +128,7 @@ class StageContext:
     workdir: Path
     device: str
     seed: int
-    log: Callable[..., None]
+    log: Callable[[Mapping[str, Any], int], None]
     progress: Callable[[int, int, str], None]
     warn: Callable[[str], None] = field(default=lambda message: None)
     device_map: str | None = None
@@ -202,14 +202,6 @@ class StageContext:
     def keep_progress(self, name: str, filename: str) -> None:
         """Make a stored progress file part of the result, without moving it away."""
         link_or_copy(self.progress_dir / f"{name}.safetensors", self.workdir / filename)
-
-    def curve(self, name: str) -> Path:
-        """Where the curve of a training grows: it outlives an interruption, see `keep_curve`."""
-        return self.progress_dir / f"{name}.csv"
-
-    def keep_curve(self, name: str, folder: str = ".") -> None:
-        """Make a finished curve part of the result."""
-        link_or_copy(self.curve(name), self.workdir / folder / f"{name}.csv")
 
     def load_progress(self, name: str) -> dict[str, torch.Tensor] | None:
         """Tensors stored under a name, or None.

@@ -11,19 +11,18 @@ rollouts walk through tries that hold every outcome, so no model is run.
 """
 
 import copy
-from collections.abc import Callable, Iterator
 
 import lightning as L
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
-from torch.utils.data import IterableDataset
+from torch.utils.data import Dataset
 
 from effllm.modules.arbitration.branches import Branches
 from effllm.modules.arbitration.policy import Policy, chance
 from effllm.modules.ranges import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
+from effllm.modules.training import OptimizerFactory
 
-OptimizerFactory = Callable[..., torch.optim.Optimizer]
 Batch = dict[str, Tensor]
 
 
@@ -118,10 +117,8 @@ def roll_out(
     return batch, rewards
 
 
-class Rollouts(IterableDataset[Batch]):
+class Rollouts(Dataset[Batch]):
     """Iterations, each rolled out by the policy as it is when it is asked for.
-
-    It has a length, or Lightning would fetch one ahead and every iteration would be one update old.
 
     Args:
         arbiter: whose policy acts.
@@ -150,9 +147,8 @@ class Rollouts(IterableDataset[Batch]):
     def __len__(self) -> int:
         return self.length
 
-    def __iter__(self) -> Iterator[Batch]:
-        for number in range(self.length):
-            yield self.collect(self.arbiter.current_epoch * self.length + number)
+    def __getitem__(self, iteration: int) -> Batch:
+        return self.collect(iteration)
 
     @torch.no_grad()
     def collect(self, iteration: int) -> Batch:

@@ -1,6 +1,5 @@
 """Small language models of our own, trained from scratch to have different skills."""
 
-from collections.abc import Callable
 from random import Random
 
 import lightning as L
@@ -10,10 +9,9 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from effllm.modules.arbitration.problems import CHARACTERS, END, Problem
-from effllm.modules.training import rising_then_falling
+from effllm.modules.training import OptimizerFactory, rising_then_falling
 
 _IGNORED = -100  # of transformers' and torch's cross-entropy
-OptimizerFactory = Callable[..., torch.optim.Optimizer]
 
 
 def character_model(*, layers: int, width: int, heads: int, seed: int) -> PreTrainedModel:

@@ -1,14 +1,11 @@
 """Warm start: tell forks that win a problem from forks that lose one."""
 
-from collections.abc import Callable
-
 import lightning as L
 import torch
 from torch import Tensor
 
 from effllm.modules.arbitration.policy import Policy
-
-OptimizerFactory = Callable[..., torch.optim.Optimizer]
+from effllm.modules.training import OptimizerFactory
 
 
 class WarmStart(L.LightningModule):

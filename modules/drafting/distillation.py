@@ -7,18 +7,15 @@ tokens say how close a call it was:
     loss = - sum_{v in top} p(v) log q(v),   q = softmax over the draft's own vocabulary.
 """
 
-from collections.abc import Callable
-
 import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from effllm.modules.training import rising_then_falling
+from effllm.modules.training import OptimizerFactory, rising_then_falling
 
 _JUDGED_TOGETHER = 8  # texts
-OptimizerFactory = Callable[..., torch.optim.Optimizer]
 
 
 def within_vocabulary(
@@ -60,7 +57,9 @@ class DraftDistillation(L.LightningModule):
         """Loss of (B, T) texts, (B, T, top) columns and (B, T, top) probabilities; 0 = padding."""
         texts, columns, probabilities = batch
         logits = self.draft(input_ids=texts, use_cache=False).logits.float()
-        return distillation_loss(logits, columns.long(), probabilities.float())
+        loss = distillation_loss(logits, columns.long(), probabilities.float())
+        self.log("loss", loss.detach())
+        return loss
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The configured optimiser under a rising, then falling learning rate."""

@@ -1,6 +1,5 @@
 """Teach drafting heads on cached states; the target itself never runs."""
 
-from collections.abc import Callable
 from typing import Any
 
 import lightning as L
@@ -13,9 +12,7 @@ from effllm.modules.heads.drafter import HeadDrafter
 from effllm.modules.heads.loss import head_loss
 from effllm.modules.heads.states import StateBatch, StateTexts
 from effllm.modules.heads.target import FrozenTarget
-from effllm.modules.training import rising_then_falling
-
-OptimizerFactory = Callable[..., torch.optim.Optimizer]
+from effllm.modules.training import OptimizerFactory, rising_then_falling
 
 
 class HeadTraining(L.LightningModule):

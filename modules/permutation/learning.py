@@ -5,7 +5,7 @@ forward pass. `ModelLearning` trains the orders of all sites at once through the
 the paper and PermLLM do. Weights never change.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,9 +24,9 @@ from effllm.modules.permutation.problem import Part, Problem
 from effllm.modules.permutation.sites import Site
 from effllm.modules.ranges import NonNegativeFloat, PositiveFloat, PositiveInt
 from effllm.modules.sparsity.patterns import Grouped
+from effllm.modules.training import OptimizerFactory
 
 _PULL = 1.0  # towards the first order, before costs are scaled
-OptimizerFactory = Callable[..., torch.optim.Optimizer]
 
 
 @dataclass(frozen=True, kw_only=True)

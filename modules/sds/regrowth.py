@@ -1,41 +1,16 @@
-"""The trainable part of SDS as Lightning modules.
+"""The part of SDS that is trained by gradient: the literal text of the paper.
 
-`GramRegrowth` solves one decoder block per epoch from Gram matrices (no optimiser, no tokens).
-`ActivationRegrowth` is the literal text of the paper: mini-batches of activations, autograd, a
-learning rate, 200 epochs. Both checkpoint after every epoch, and both resume at the next one.
+Mini-batches of activations, autograd, a learning rate, 200 epochs. `redense.ProximalGradient` and
+`adjust.HardThresholding` are no training: they solve a matrix from its Gram matrix, without tokens,
+batches or a loss by the step, so that a stage calls them in a loop over blocks.
 """
-
-from collections.abc import Callable
-from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor, nn
 
 from effllm.modules.errors import NumericalError
-
-OptimizerFactory = Callable[..., torch.optim.Optimizer]
-
-
-class GramRegrowth(L.LightningModule):
-    """One epoch solves one decoder block; what is solved is handed over at once.
-
-    Args:
-        solve: solves block number `index` and stores its weights.
-    """
-
-    def __init__(self, solve: Callable[[int], None]) -> None:
-        super().__init__()
-        self.solve = solve
-        self.automatic_optimization = False
-
-    def training_step(self, batch: Any, batch_index: int) -> None:
-        """Solve the block of this epoch; gradients are not needed."""
-        with torch.no_grad():
-            self.solve(self.current_epoch)
-
-    def configure_optimizers(self) -> None:
-        """No optimiser: the solver is the update."""
+from effllm.modules.training import OptimizerFactory
 
 
 class ActivationRegrowth(L.LightningModule):

@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from effllm.modules.errors import ConfigError
+from effllm.modules.ranges import NonEmpty, NonNegativeInt, PositiveInt
 from effllm.pipelines.cli import Parser
 
 EXAMPLES = """\
@@ -64,11 +65,12 @@ class DecoderParts(BaseModel, extra="forbid"):
     verifier: dict[str, Any]
 
 
-class Machine(BaseModel, extra="forbid", strict=True):
-    """Where it runs."""
+class Machine(BaseModel, strict=True):
+    """Where it runs: of conf/trainer what says so."""
 
-    device: str
-    device_map: str | None
+    accelerator: Literal["auto", "cpu", "gpu"]
+    devices: PositiveInt | NonEmpty[NonNegativeInt]
+    strategy: str
 
 
 class Outputs(BaseModel, strict=True):
@@ -91,6 +93,7 @@ class Settings(BaseModel):
     system: str | None
     max_new_tokens: int = Field(ge=1)
     stop: list[Annotated[str, Field(min_length=1)]]
+    device_map: str | None
     dtype: Literal["auto", "bfloat16", "float16", "float32", "float64"]
     seed: int = Field(ge=0, lt=2**63)
 

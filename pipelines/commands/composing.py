@@ -16,14 +16,19 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from effllm.modules.errors import ConfigError
+from effllm.modules.trainer import MACHINE_KEYS, TrainerConfig
 from effllm.pipelines.commands import schema
 from effllm.pipelines.engine.building import faults, one_a_line, suggestion
-from effllm.pipelines.engine.processor import computes_in_bfloat16, settle_types
+from effllm.pipelines.engine.processor import (
+    computes_in_bfloat16,
+    settle_types,
+    wanted_device,
+)
 
 CONF_DIR = str(Path(__file__).resolve().parents[2] / "conf")
 _SECTIONS = ("execute", "paths", "trainer", "logger", "budget", "run")
 # Overrides that a report's name leaves out: they change no results, or stand in it anyway.
-_NOT_TOLD = ("execute", "paths", "trainer", "logger", "run", "hydra", "local", "paper", "scale")
+_NOT_TOLD = ("execute", "paths", "logger", "run", "hydra", "local", "paper", "scale")
 
 
 def compose(overrides: Sequence[str], name: str = "config") -> DictConfig:
@@ -54,7 +59,7 @@ def resolve(config: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     try:
         pipeline = OmegaConf.to_container(config.pipeline, resolve=True, throw_on_missing=True)
-        sections = {
+        sections: dict[str, Any] = {
             key: OmegaConf.to_container(config[key], resolve=True, throw_on_missing=True)
             for key in _SECTIONS
         }
@@ -64,7 +69,7 @@ def resolve(config: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
         raise one_line(error) from error
     _check_sections(sections)
     assert isinstance(pipeline, dict)
-    settle_types(pipeline, able=computes_in_bfloat16(str(config.trainer.device)))
+    settle_types(pipeline, able=computes_in_bfloat16(wanted_device(sections["trainer"])))
     return pipeline, sections  # type: ignore[return-value]
 
 
@@ -75,9 +80,9 @@ def _check_sections(sections: Mapping[str, Any]) -> None:
         for key, kind in (
             ("execute", schema.Execute),
             ("paths", schema.Paths),
-            ("trainer", schema.Trainer),
+            ("trainer", TrainerConfig),
         )
-        for fault in faults(key, kind, sections[key])
+        for fault in faults(key, kind, sections[key], nested=())
     ]
     if not 0 <= sections["seed"] < 2**63:
         problems.append(f"seed: expected 0 <= seed < 2**63, found {sections['seed']}")
@@ -117,7 +122,7 @@ def differences(config: DictConfig, overrides: Sequence[str]) -> list[str]:
     told = sorted(
         override
         for override in overrides
-        if re.split(r"[./@:=]", override.lstrip("+~"))[0] not in _NOT_TOLD
+        if not _changes_no_results(override.partition("=")[0].lstrip("+~"))
     )
     if not told:
         return []
@@ -127,6 +132,11 @@ def differences(config: DictConfig, overrides: Sequence[str]) -> list[str]:
     except (ConfigError, HydraException, OmegaConfBaseException):
         return told  # a paper that is not whole without them
     return told if usual != resolve(config)[0] else []
+
+
+def _changes_no_results(key: str) -> bool:
+    group, _, name = key.partition(".")
+    return re.split(r"[./@:]", key)[0] in _NOT_TOLD or (group == "trainer" and name in MACHINE_KEYS)
 
 
 def explained(error: Exception, overrides: Sequence[str], name: str = "config") -> ConfigError:

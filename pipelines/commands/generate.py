@@ -62,7 +62,7 @@ def generate_command(arguments: Sequence[str]) -> int:
             "draft=first_layers: this decoder drafts by trained heads; leave out draft=…, or name "
             "them: draft=checkpoint draft.ref=train_heads/<digest>"
         )
-    device = choose_device(settings.trainer.device)
+    device = choose_device(settings.trainer.model_dump())
     store = Store(Path(settings.paths.outputs))
     stored = None if by_heads else _stored_draft(settings.draft, store)
     checkpoint = imported(settings.model, store)
@@ -75,7 +75,7 @@ def generate_command(arguments: Sequence[str]) -> int:
     from effllm.modules.decoding.early_exit import first_layers
     from effllm.modules.inference.fast_path import speed_up
 
-    model = checkpoint.load_model(settings.dtype, device, settings.trainer.device_map)
+    model = checkpoint.load_model(settings.dtype, device, settings.device_map)
     path = speed_up(model)
     if path.reason:
         print(f"[{path.kind} passes, not compiled: {path.reason}]", file=sys.stderr)

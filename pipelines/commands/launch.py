@@ -8,7 +8,7 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from effllm.pipelines.engine.display import Display
 from effllm.pipelines.engine.executor import Run
 from effllm.pipelines.engine.graph import Instance, build_graph
 from effllm.pipelines.engine.planning import Options, plan_statuses
-from effllm.pipelines.engine.processor import timing_machine
+from effllm.pipelines.engine.processor import timing_machine, wanted_device
 from effllm.pipelines.engine.store import Store
 from effllm.pipelines.engine.tracking import Logger
 from effllm.pipelines.engine.work_folder import CANNOT_WRITE
@@ -149,7 +149,8 @@ def execute(config: DictConfig, folder: Path, told: Sequence[str] = ()) -> float
         labels={"paper": sections["paper"], "scale": sections["scale"]},
         logger=build("logger", Logger, sections["logger"], packages=sections["packages"]),
         display=Display(),
-        options=_options(sections, device=sections["trainer"]["device"]),
+        options=_options(sections, device=choose_device(sections["trainer"])),
+        config={**sections, "pipeline": pipeline},
     )
     if (store.root / "runs").resolve() not in folder.resolve().parents:
         run.display.line(
@@ -165,7 +166,7 @@ def execute(config: DictConfig, folder: Path, told: Sequence[str] = ()) -> float
 
 
 def _graph(pipeline: dict[str, Any], sections: dict[str, Any], store: Store) -> list[Instance]:
-    machine = timing_machine(sections["trainer"]["device"])
+    machine = timing_machine(wanted_device(sections["trainer"]))
     return build_graph(pipeline, store, sections["packages"], machine)
 
 
@@ -177,30 +178,38 @@ def _options(sections: dict[str, Any], device: str) -> Options:
         until=execute["until"],
         refresh=tuple(execute["refresh"]),
         on_error=execute["on_error"],
-        device=device if device == "cpu" else choose_device(device),
-        device_map=sections["trainer"]["device_map"],
+        device=device,
+        device_map=execute["device_map"],
     )
 
 
-def choose_device(wanted: str) -> str:
-    """The device that `trainer.device` means; imports torch.
+def choose_device(trainer: Mapping[str, Any]) -> str:
+    """The device of a `conf/trainer`, the first of several; imports torch where it may be a GPU.
 
     Raises:
-        ConfigError: for one that is not there.
+        ConfigError: for devices that are not there, or a strategy that cannot use them.
     """
-    import torch
-
-    if wanted == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if wanted.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"trainer.device={wanted}: no CUDA device found; use cpu or auto")
-    try:
-        torch.zeros(1, device=wanted).item()
-    except RuntimeError as error:
+    devices, strategy = trainer["devices"], trainer["strategy"]
+    numbers = devices if isinstance(devices, list) else list(range(devices))
+    if len(numbers) > 1 and strategy != "ddp_spawn":
         raise ConfigError(
-            f"trainer.device={wanted}: no such device here; use cpu or auto"
-        ) from error
-    return wanted
+            f"trainer.strategy={strategy}: several devices are used by ddp_spawn alone, others "
+            "would start this command again; use it, or trainer.devices=1"
+        )
+    kind, _, number = wanted_device(trainer).partition(":")
+    if kind != "cpu":
+        import torch
+
+        there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if there > max(numbers):
+            return f"cuda:{number}" if number else "cuda"
+        if there:
+            raise ConfigError(f"trainer.devices={devices}: this machine has {there} CUDA devices")
+        if kind == "cuda":
+            raise ConfigError("trainer.accelerator=gpu: no CUDA device found; use cpu or auto")
+    if isinstance(devices, list):
+        raise ConfigError(f"trainer.devices={devices}: processors have no numbers; say how many")
+    return "cpu"
 
 
 def _check_objective(wanted: str | None, instances: list[Instance]) -> None:

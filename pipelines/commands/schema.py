@@ -19,6 +19,7 @@ class Execute:
         refresh: instances to compute again though their results are complete.
         on_error: stop, or continue with what does not depend on the failed stage.
         objective: `<instance>:<metric>` that a sweep optimises, or null.
+        device_map: auto to spread the targets of decoding stages over all GPUs, or null.
     """
 
     dry_run: bool = False
@@ -26,6 +27,7 @@ class Execute:
     refresh: list[str] = field(default_factory=list)
     on_error: str = "stop"
     objective: str | None = None
+    device_map: str | None = None
 
 
 @dataclass
@@ -37,19 +39,6 @@ class Paths:
     """
 
     outputs: Word
-
-
-@dataclass
-class Trainer:
-    """The machine.
-
-    Attributes:
-        device: auto, cpu, cuda, cuda:1.
-        device_map: auto to spread the targets of decoding stages over all GPUs, or null.
-    """
-
-    device: Word
-    device_map: str | None
 
 
 @dataclass

@@ -28,7 +28,7 @@ from typing_extensions import get_protocol_members, is_protocol, is_typeddict
 
 from effllm.modules.errors import ConfigError, DataError
 
-TRUSTED = ("effllm", "torch.optim")
+TRUSTED = ("effllm", "torch.optim", "lightning.pytorch.callbacks")
 _PLAIN = (int, float, str, bool, type(None))
 _HINTS = {  # to somebody who gave a plain value where an object is wanted
     int: " (an unquoted 2:4 in YAML is the integer 124)",
@@ -76,14 +76,17 @@ def faults(
 
     Args:
         where: full key of `config`.
-        cls: a dataclass, or any class with annotated parameters.
+        cls: a dataclass, a typed dictionary, or any class with annotated parameters.
         config: its parameters, nested objects as mappings with `_target_`.
         packages: import roots that are allowed besides `TRUSTED`.
         nested: parameters whose objects are looked into, all if None; looking into an object
             imports its class, and possibly torch with it.
     """
     looked_into = None if nested is None else frozenset(nested)
-    yield from _Checker(tuple(packages)).parameters(where, cls, config, nested=looked_into)
+    if is_typeddict(cls):
+        yield from _Checker(tuple(packages), nested is None).value(where, cls, config)
+    else:
+        yield from _Checker(tuple(packages)).parameters(where, cls, config, nested=looked_into)
 
 
 def build(where: str, kind: Any, config: Mapping[str, Any], *, packages: Iterable[str] = ()) -> Any:

@@ -22,6 +22,7 @@ from typing import Any
 from effllm.modules.errors import ArtifactError, ConfigError, DataError, EffLLMError
 from effllm.pipelines.artifacts.base import Artifact
 from effllm.pipelines.artifacts.kinds import kind_named
+from effllm.pipelines.artifacts.measured import Report
 from effllm.pipelines.engine import provenance
 from effllm.pipelines.engine.building import construct, one_a_line
 from effllm.pipelines.engine.display import Display
@@ -35,7 +36,7 @@ from effllm.pipelines.engine.identity import SCHEMA
 from effllm.pipelines.engine.interrupts import raise_if_asked
 from effllm.pipelines.engine.planning import Options, plan_statuses, stale_instances
 from effllm.pipelines.engine.store import Store, live_run
-from effllm.pipelines.engine.tracking import Logger, StageLabels
+from effllm.pipelines.engine.tracking import Command, Logger, Tracker
 from effllm.pipelines.engine.work_folder import (
     payload_digest,
     prepare_work,
@@ -49,6 +50,7 @@ from effllm.pipelines.files import (
 from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
 
 log = logging.getLogger("effllm")
+_THERE = ("hit", "ran", "resumed")  # statuses of what has a result
 
 
 @dataclass
@@ -70,9 +72,10 @@ class Run:
         store: where results go.
         folder: run folder: config, log, `run.json`, links to results.
         labels: paper and scale.
-        logger: makes trackers.
+        logger: makes the tracker.
         display: shows progress.
         options: run controls.
+        config: the resolved configuration, for the tracker.
     """
 
     instances: list[Instance]
@@ -82,8 +85,10 @@ class Run:
     logger: Logger
     display: Display
     options: Options
+    config: Mapping[str, Any] = field(default_factory=dict)
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     _made: set[str] = field(default_factory=set)  # digests computed by this run
+    _tracker: Tracker = field(default_factory=Tracker)
 
     def execute(self) -> dict[str, Outcome]:
         """Run what is needed; outcomes by instance name.
@@ -110,6 +115,10 @@ class Run:
                 except DataError as error:
                     raise DataError(f"{instance.name}: {error}") from error
         stages = build_stages(needed)
+        if needed:
+            self._tracker = self.logger.start(
+                Command(self.labels, self.config, self.store.root, self.folder)
+            )
         self.display.begin([(one.name, one.stage) for one in needed], len(self.instances))
         failures: list[str] = []
         checked = False
@@ -131,15 +140,20 @@ class Run:
                         raise type(error)(failures[-1]) from error
                     self.display.line(f"failed: {failures[-1]}")
                 self._write_run_file()
-        except BaseException:
+        except BaseException as error:
             self.display.end()
             with contextlib.suppress(OSError):  # the error on its way says more than this one
                 self._write_run_file()
                 self._link_artifacts()
+                self._tracker.finish(130 if isinstance(error, KeyboardInterrupt) else 1)
             raise
         self.display.end()
         self._write_run_file()
         self._link_artifacts()
+        for one in self.instances:
+            if issubclass(one.cls.OUTPUT, Report) and self.outcomes[one.name].status in _THERE:
+                self._tracker.report(one, self.store.folder(one.stage, one.digest))
+        self._tracker.finish(1 if failures else 0)
         if failures:
             raise EffLLMError("\n".join(failures))
         return self.outcomes
@@ -155,11 +169,10 @@ class Run:
             self.display.line(f"warning: {message}")
             log.warning("%s", message)
 
-        there = ("hit", "ran", "resumed")
         used = [
             one
             for one in self.instances
-            if not one.parents and self.outcomes[one.name].status in there
+            if not one.parents and self.outcomes[one.name].status in _THERE
         ]
         for cls in dict.fromkeys(one.cls for one in used):
             results = {
@@ -245,16 +258,6 @@ class Run:
         resumed: bool,
     ) -> None:
         warnings: list[str] = []
-        labels = StageLabels(
-            instance=instance.name,
-            stage=instance.stage,
-            digest=instance.digest,
-            group=f"{self.labels['paper']}-{self.labels['scale']}-{self.folder.name}",
-            config=instance.config,
-            paper=self.labels["paper"],
-            scale=self.labels["scale"],
-        )
-        tracker = self.logger.start(labels, self.store.root, self.folder)
         self.display.start(instance.name, resumed)
         provenance.reset_peak_memory(self.options.device)
         started, clock = provenance.now(), time.perf_counter()
@@ -263,9 +266,9 @@ class Run:
             warnings.append(message)
             self.display.line(f"warning: {instance.name}: {message}")
 
-        def record(metrics: Mapping[str, Any], step: int | None = None) -> None:
+        def record(metrics: Mapping[str, Any], step: int) -> None:
             raise_if_asked()
-            tracker.log(metrics, step)
+            self._tracker.log(instance, metrics, step)
 
         def progress(done: int, total: int, unit: str) -> None:
             raise_if_asked()
@@ -282,8 +285,6 @@ class Run:
             warn=warn,
             device_map=self.options.device_map,
         )
-        published: Path | None = None
-        metrics: Metrics = {}
         try:
             metrics = stage.run(ctx)
             seconds = time.perf_counter() - clock
@@ -316,7 +317,7 @@ class Run:
                     "peak_device_bytes": provenance.peak_device_memory(self.options.device),
                 },
                 "command": " ".join(["effllm", *sys.argv[1:]]),
-                "tracking": {"run_id": getattr(getattr(tracker, "run", None), "id", None)},
+                "tracking": {"run_id": self._tracker.run_id},
             }
             published = self.store.publish(work, manifest)
         except BaseException as error:
@@ -325,11 +326,10 @@ class Run:
             reason = why_it_cannot_write(error, work)
             record_error(work, error)
             self.display.fail(instance.name, seconds)
-            tracker.finish({}, None, 130 if isinstance(error, KeyboardInterrupt) else 1)
             if reason:
                 raise ArtifactError(f"{reason}, then run again: it resumes") from error
             raise
-        tracker.finish(metrics, published, 0)
+        self._tracker.done(manifest, published)
         self.outcomes[instance.name] = Outcome("resumed" if resumed else "ran", seconds, metrics)
         self.display.done(instance.name, seconds, metrics)
         log.info("%s %s %.1f s %s", instance.name, instance.digest[:12], seconds, metrics)

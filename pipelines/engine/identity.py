@@ -49,7 +49,8 @@ def recipe_digest(
         parts: the class's PART_VERSIONS; those of classes that `config` names enter.
         config: all fields of the stage, nested objects as plain dictionaries.
         volatile: dotted fields that do not change the result; left out.
-        defaults: fields added later, left out while they equal the value that keeps old results.
+        defaults: fields added later, left out while they equal the value that keeps old results;
+            of a mapping each key by itself.
         inputs: slot -> digest, or sorted list of digests.
         sources: identities of external models and data.
         machine: what measured a time; empty for other results.
@@ -57,11 +58,7 @@ def recipe_digest(
     Returns:
         64 hexadecimal digits.
     """
-    kept = {
-        key: value
-        for key, value in _without(config, set(volatile)).items()
-        if not (key in defaults and defaults[key] == value)
-    }
+    kept = _changed(_without(config, set(volatile)), defaults)
     recipe = {
         "schema": SCHEMA,
         "stage": stage,
@@ -99,6 +96,19 @@ def _without(config: Mapping[str, Any], dotted: set[str]) -> dict[str, Any]:
             nested = {name.partition(".")[2] for name in dotted if name.startswith(f"{key}.")}
             value = _without(value, nested)
         kept[key] = value
+    return kept
+
+
+def _changed(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of `config` without what equals its default."""
+    kept = {}
+    for key, value in config.items():
+        default = defaults.get(key)
+        if isinstance(value, Mapping) and isinstance(default, Mapping):
+            value = _changed(value, default)
+            default = {}
+        if not (key in defaults and value == default):
+            kept[key] = value
     return kept
 
 

@@ -62,7 +62,7 @@ def plan_statuses(instances: list[Instance], store: Store, options: Options) -> 
 
 
 def stale_instances(instances: list[Instance], options: Options) -> set[str]:
-    """Instances to compute again: the refreshed ones, their twins, and everything behind them."""
+    """Instances to compute again: the refreshed ones, their twins, and all that follows."""
     stale = {one.digest for one in instances if one.name in options.refresh}
     digests = {one.name: one.digest for one in instances}
     for one in instances:

@@ -14,6 +14,7 @@ import os
 import platform
 import re
 import shutil
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -40,11 +41,17 @@ def settle_types(fields: Any, *, able: bool) -> None:
                 settle_types(value, able=able)
 
 
+def wanted_device(trainer: Mapping[str, Any]) -> str:
+    """The device of a `conf/trainer`: auto, cpu or cuda; the first of several: auto:1, cuda:1."""
+    kind, devices = trainer["accelerator"].replace("gpu", "cuda"), trainer["devices"]
+    return f"{kind}:{devices[0]}" if isinstance(devices, list) and kind != "cpu" else str(kind)
+
+
 def computes_in_bfloat16(device: str, *, root: Path = Path("/")) -> bool:
     """Whether bfloat16 is as fast as float32 or faster here; torch is not imported.
 
     Args:
-        device: auto, cpu or cuda, as in `conf/trainer`.
+        device: see `wanted_device`.
         root: of the file system; for tests.
     """
     return (device != "cpu" and _has_cuda(root)) or _has_instructions(root)
@@ -54,7 +61,7 @@ def timing_machine(device: str, *, root: Path = Path("/")) -> dict[str, str | in
     """What a time depends on besides the recipe: device, threads, and a compiler for the steps.
 
     Args:
-        device: auto, cpu, cuda or cuda:1, as in `conf/trainer`.
+        device: see `wanted_device`.
         root: of the file system; for tests.
     """
     kind, _, number = device.partition(":")

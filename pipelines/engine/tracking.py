@@ -1,107 +1,150 @@
-"""Where metrics of a run go besides the store: nowhere, CSV files, or Weights & Biases.
+"""Where a command is recorded besides the store: nowhere, CSV files, TensorBoard, W&B.
 
-The store is the truth and these mirror it. One tracker lives as long as one executed stage.
+The store is the truth and these mirror it. A command is one record: its configuration, the metrics
+of its stages, its report. A stage that logs while it runs, as training does, has one of its own.
 """
 
 from __future__ import annotations
 
 import csv
+import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
+from effllm.modules.errors import ConfigError
+from effllm.pipelines.engine.graph import Instance
 from effllm.pipelines.files import naming
+
+_METHOD = ("method", "pattern", "seed")  # what tells the rows of a report apart
 
 
 @dataclass(frozen=True)
-class StageLabels:
-    """What a tracker is told of a stage: enough to find it again."""
+class Command:
+    """What a tracker is told of a command.
 
-    instance: str
-    stage: str
-    digest: str
-    paper: str
-    scale: str
-    group: str
+    Attributes:
+        labels: paper and scale.
+        config: the resolved configuration.
+        outputs: folder of the store.
+        folder: of this run.
+    """
+
+    labels: Mapping[str, str]
     config: Mapping[str, Any]
+    outputs: Path
+    folder: Path
 
 
-class Tracker(Protocol):
-    """Records one stage."""
+class Tracker:
+    """Records a command; this one nothing."""
 
-    def log(self, metrics: Mapping[str, Any], step: int | None) -> None:
-        """Metrics while the stage runs."""
+    run_id: str | None = None
 
-    def finish(
-        self, metrics: Mapping[str, Any], artifact: Path | None, exit_code: int
-    ) -> str | None:
-        """Final metrics and the published folder; returns the run's id, if it has one."""
+    def log(self, instance: Instance, metrics: Mapping[str, Any], step: int) -> None:
+        """Metrics of a step of a stage that runs."""
+
+    def done(self, manifest: Mapping[str, Any], folder: Path) -> None:
+        """A stage has made its result."""
+
+    def report(self, instance: Instance, folder: Path) -> None:
+        """A report is there: page, figures, `results.json`."""
+
+    def finish(self, exit_code: int) -> None:
+        """The command ends."""
 
 
 class Logger(Protocol):
     """Makes trackers; chosen by the config group `logger`."""
 
-    def start(self, labels: StageLabels, outputs: Path, run_folder: Path) -> Tracker:
-        """Begin to record a stage."""
+    def start(self, command: Command) -> Tracker:
+        """Begin to record a command."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NoLogger:
     """Records nothing; everything is still in the manifests."""
 
-    def start(self, labels: StageLabels, outputs: Path, run_folder: Path) -> Tracker:
+    def start(self, command: Command) -> Tracker:
         """Begin to record nothing."""
-        del labels, outputs, run_folder
-        return _NoTracker()
-
-
-class _NoTracker:
-    def log(self, metrics: Mapping[str, Any], step: int | None) -> None:
-        pass
-
-    def finish(
-        self, metrics: Mapping[str, Any], artifact: Path | None, exit_code: int
-    ) -> str | None:
-        return None
+        del command
+        return Tracker()
 
 
 @dataclass(frozen=True, kw_only=True)
 class CsvLogger:
-    """One `metrics/<instance>.csv` per stage in the run folder: step, metric, value."""
+    """In the run folder `results.csv`, and `curves/<stage>.csv` for each stage that logs."""
 
-    def start(self, labels: StageLabels, outputs: Path, run_folder: Path) -> Tracker:
-        """Begin a new file."""
-        del outputs
-        folder = run_folder / "metrics"
-        folder.mkdir(parents=True, exist_ok=True)
-        return _CsvTracker(folder / f"{labels.instance}.csv")
+    def start(self, command: Command) -> Tracker:
+        """Begin new files."""
+        return _CsvTracker(command.folder)
 
 
-class _CsvTracker:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.file = path.open("w", newline="", encoding="utf-8")
-        self.writer = csv.writer(self.file)
-        self.writer.writerow(["step", "metric", "value"])
+class _CsvTracker(Tracker):
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.begun: set[Path] = set()
+        self._append("results.csv", "stage", "", {})
 
-    def log(self, metrics: Mapping[str, Any], step: int | None) -> None:
-        with naming(self.path):
-            self.writer.writerows((step, name, value) for name, value in metrics.items())
-            self.file.flush()
+    def log(self, instance: Instance, metrics: Mapping[str, Any], step: int) -> None:
+        self._append(f"curves/{instance.name}.csv", "step", step, metrics)
 
-    def finish(
-        self, metrics: Mapping[str, Any], artifact: Path | None, exit_code: int
-    ) -> str | None:
-        self.log(metrics, None)
-        self.file.close()
-        return None
+    def done(self, manifest: Mapping[str, Any], folder: Path) -> None:
+        self._append("results.csv", "stage", manifest["instance"], manifest["metrics"])
+
+    def report(self, instance: Instance, folder: Path) -> None:
+        self._append("results.csv", "stage", instance.name, _figures(_rows(folder)))
+
+    def _append(self, name: str, key: str, value: Any, metrics: Mapping[str, Any]) -> None:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with naming(path), path.open("a" if path in self.begun else "w", newline="") as file:
+            writer = csv.writer(file)
+            if path not in self.begun:
+                writer.writerow([key, "metric", "value"])
+            writer.writerows((value, *metric) for metric in metrics.items())
+        self.begun.add(path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorBoardLogger:
+    """In the run folder `tensorboard/<stage>` for each stage that logs: curves alone."""
+
+    def start(self, command: Command) -> Tracker:
+        """Begin without a file.
+
+        Raises:
+            ConfigError: if TensorBoard is not installed.
+        """
+        if find_spec("tensorboard") is None:
+            raise ConfigError("logger=tensorboard: not installed; pip install tensorboard")
+        return _TensorBoardTracker(command.folder / "tensorboard")
+
+
+class _TensorBoardTracker(Tracker):
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.writers: dict[str, Any] = {}
+
+    def log(self, instance: Instance, metrics: Mapping[str, Any], step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        if instance.name not in self.writers:
+            self.writers[instance.name] = SummaryWriter(self.folder / instance.name)
+        for name, value in metrics.items():
+            self.writers[instance.name].add_scalar(name, value, step)
+
+    def finish(self, exit_code: int) -> None:
+        for writer in self.writers.values():
+            writer.close()
 
 
 @dataclass(frozen=True, kw_only=True)
 class WandbLogger:
-    """One Weights & Biases run per executed stage, grouped by pipeline run.
+    """A Weights & Biases run for the command, and one of its group for each stage that logs.
 
     Args:
         project: project name.
@@ -113,55 +156,132 @@ class WandbLogger:
     entity: str | None
     mode: str
 
-    def start(self, labels: StageLabels, outputs: Path, run_folder: Path) -> Tracker:
+    def start(self, command: Command) -> Tracker:
         """Begin a run."""
-        del run_folder
-        import wandb
-
-        folder = outputs.resolve() / "wandb"
+        folder = command.outputs.resolve() / "wandb"
         folder.mkdir(parents=True, exist_ok=True)
         # Homes cannot always be written to; the settings of `wandb login` stay where they are.
         os.environ.setdefault("WANDB_DATA_DIR", str(folder / "data"))
         os.environ.setdefault("WANDB_CACHE_DIR", str(folder / "cache"))
-        run = wandb.init(
+        return _WandbTracker(self, command)
+
+    def begin(self, command: Command, **about: Any) -> Any:
+        """A run of the command's group."""
+        import wandb
+
+        return wandb.init(
             project=self.project,
             entity=self.entity,
             mode=self.mode,  # type: ignore[arg-type]
-            dir=outputs,
-            group=labels.group,
-            job_type=labels.stage,
-            name=labels.instance,
-            tags=[labels.paper, labels.scale],
-            config={**labels.config, "digest": labels.digest},
-            reinit="finish_previous",
+            dir=command.outputs,
+            group="-".join([*command.labels.values(), command.folder.name]),
+            tags=list(command.labels.values()),
+            reinit="create_new",
             settings=wandb.Settings(
                 silent=True, console="off", disable_git=True, x_disable_stats=True
             ),
+            **about,
         )
-        return _WandbTracker(run, labels)
 
 
-class _WandbTracker:
-    def __init__(self, run: Any, labels: StageLabels) -> None:
-        self.run = run
-        self.labels = labels
+@dataclass
+class _WandbTracker(Tracker):
+    logger: WandbLogger
+    command: Command
+    stages: dict[str, Any] = field(default_factory=dict)  # runs of those that log, by instance
+    metrics: list[tuple[str, str, Any]] = field(default_factory=list)
 
-    def log(self, metrics: Mapping[str, Any], step: int | None) -> None:
-        self.run.log(dict(metrics), step=step)
+    def __post_init__(self) -> None:
+        self.run = self.logger.begin(
+            self.command,
+            job_type="command",
+            name=self.command.folder.name,
+            config=dict(self.command.config),
+        )
+        self.run_id = str(self.run.id)
 
-    def finish(
-        self, metrics: Mapping[str, Any], artifact: Path | None, exit_code: int
-    ) -> str | None:
+    def log(self, instance: Instance, metrics: Mapping[str, Any], step: int) -> None:
+        if instance.name not in self.stages:
+            self.stages[instance.name] = self.logger.begin(
+                self.command,
+                job_type=instance.stage,
+                name=instance.name,
+                config={**instance.config, "digest": instance.digest},
+            )
+            # Not wandb's own step, which may not fall: a stage may train several times.
+            self.stages[instance.name].define_metric("*", step_metric="step")
+        self.stages[instance.name].log({**metrics, "step": step})
+
+    def done(self, manifest: Mapping[str, Any], folder: Path) -> None:
         import wandb
 
-        self.run.summary.update(dict(metrics))
-        if artifact is not None:
-            # Only the manifest, which holds every file's checksum: payloads stay in the store.
-            record = wandb.Artifact(
-                f"{self.labels.stage}-{self.labels.digest[:12]}", type=self.labels.stage
-            )
-            record.add_file(str(artifact / "manifest.json"))
-            self.run.log_artifact(record)
-        run_id = str(self.run.id)
-        self.run.finish(exit_code=exit_code)
-        return run_id
+        stage, name = manifest["stage"], manifest["instance"]
+        # Only the manifest, which holds every file's checksum: payloads stay in the store.
+        record = wandb.Artifact(
+            f"{stage}-{manifest['digest'][:12]}",
+            type=stage,
+            metadata={key: manifest[key] for key in ("instance", "digest", "inputs", "metrics")},
+        )
+        record.add_file(str(folder / "manifest.json"))
+        run = self.stages.pop(name, self.run)
+        run.log_artifact(record)
+        if run is not self.run:
+            run.summary.update(manifest["metrics"])
+            run.finish()
+        self.metrics += ((name, *metric) for metric in manifest["metrics"].items())
+
+    def report(self, instance: Instance, folder: Path) -> None:
+        import wandb
+
+        rows = _rows(folder)
+        self.run.summary.update(_figures(rows))
+        pictures = sorted((folder / "figures").glob("*.png"))
+        self.run.log(
+            {
+                f"{instance.name}/results": _table(rows),
+                f"{instance.name}/page": wandb.Html(str(folder / "index.html")),
+                **{f"{instance.name}/{one.stem}": wandb.Image(str(one)) for one in pictures},
+            }
+        )
+
+    def finish(self, exit_code: int) -> None:
+        names = ("stage", "metric", "value")
+        rows = [dict(zip(names, row, strict=True)) for row in self.metrics]
+        if rows:
+            self.run.log({"metrics": _table(rows)})
+        for run in (*self.stages.values(), self.run):
+            run.finish(exit_code=exit_code)
+
+
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    """Rows of a report's `results.json`, nested values by their path: `metrics/ppl`."""
+    rows = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    return [dict(_flat(row, "")) for row in rows]
+
+
+def _flat(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _flat(item, f"{path}/{key}" if path else key)
+    else:
+        yield path, json.dumps(value) if isinstance(value, list) else value
+
+
+def _figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Numbers of result rows by what they are of: `SDS (Wanda)/2:4/0/metrics/ppl`."""
+    return {
+        "/".join(
+            [*(str(row[key]) for key in _METHOD if row.get(key) not in (None, "")), name]
+        ): value
+        for row in rows
+        for name, value in row.items()
+        if name not in _METHOD and isinstance(value, int | float)
+    }
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> Any:
+    import wandb
+
+    names: list[str | int] = list(dict.fromkeys(name for row in rows for name in row))
+    data = [[row.get(str(name)) for name in names] for row in rows]
+    return wandb.Table(columns=names, data=data, allow_mixed_types=True)

@@ -213,10 +213,46 @@ def test_a_model_out_of_reach_is_refused_before_any_work():
 def test_a_device_that_is_not_there_is_refused_before_any_work(monkeypatch):
     import torch
 
-    from effllm.pipelines.commands.launch import _options
+    from effllm.pipelines.commands.launch import choose_device
+
+    def chosen(*overrides):
+        return choose_device(
+            resolve(compose(["paper=sds", "scale=smoke", *overrides]))[1]["trainer"]
+        )
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    _, sections = resolve(compose(["paper=sds", "scale=smoke"]))
-    with pytest.raises(ConfigError, match="no CUDA device found; use cpu or auto"):
-        _options(sections, device="cuda:1")
-    assert _options(sections, device="auto").device == "cpu"
+    for overrides, message in (
+        (["trainer.accelerator=gpu"], "trainer.accelerator=gpu: no CUDA device found; use cpu or"),
+        (["trainer.devices=[1]"], r"trainer.devices=\[1\]: processors have no numbers"),
+        (["trainer.devices=2"], "trainer.strategy=auto: several devices are used by ddp_spawn"),
+        (["trainer.accelerator=tpu"], "trainer.accelerator: expected 'auto', 'cpu' or 'gpu'"),
+        (["+trainer.device=cpu"], "trainer.device: there is no setting device"),
+    ):
+        with pytest.raises(ConfigError, match=message) as caught:
+            chosen(*overrides)
+        assert "\n" not in str(caught.value)
+    assert chosen() == chosen("trainer.devices=2", "trainer.strategy=ddp_spawn") == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert chosen() == "cuda" and chosen("trainer.devices=[1]") == "cuda:1"
+    assert chosen("trainer.accelerator=cpu") == "cpu"
+    with pytest.raises(ConfigError, match=r"trainer.devices=\[2\]: this machine has 2 CUDA"):
+        chosen("trainer.devices=[2]")
+
+
+def test_keys_of_the_trainer_that_change_results_enter_digests_of_what_is_trained(tmp_path):
+    def digests(*overrides):
+        pipeline, _ = resolve(compose(["paper=cospec", "scale=smoke", *overrides]))
+        graph = build_graph(pipeline, Store(tmp_path))
+        return {one.name: one.digest for one in graph}
+
+    shipped = digests()
+    machine = ("accelerator=cpu", "devices=2", "strategy=ddp_spawn", "log_every_n_steps=5")
+    assert digests(*(f"trainer.{one}" for one in machine)) == shipped
+    for change in (
+        "precision=bf16-mixed",
+        "gradient_clip_val=1.0",
+        "accumulate_grad_batches=2",
+        "callbacks=[{_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: loss}]",
+    ):
+        assert digests(f"trainer.{change}")["toy.pair"] != shipped["toy.pair"]

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from effllm.modules.errors import NumericalError
 from effllm.pipelines.artifacts.base import Artifact
-from effllm.pipelines.artifacts.measured import Predictions
+from effllm.pipelines.artifacts.measured import Predictions, Report
 from effllm.pipelines.engine import graph
 from effllm.pipelines.files import write_json, write_rows
 from effllm.pipelines.stage import Many, Stage
@@ -123,6 +123,47 @@ class Stepwise(Stage):
             ctx.progress(step + 1, self.steps, "step")
         values = [float(ctx.load_progress(f"step-{step}")["value"]) for step in range(self.steps)]
         write_json(ctx.workdir / "numbers.json", values)
+        return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learn(Stage):
+    """Logs a falling loss, twice from the first step on."""
+
+    OUTPUT: ClassVar = Numbers
+
+    def run(self, ctx):
+        for seed in range(2):
+            for step in range(1, 4):
+                ctx.log({f"seed-{seed}/loss": 1 / step + seed}, step)
+        write_json(ctx.workdir / "numbers.json", [1 / 3])
+        return {"loss": 1 / 3}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportToys(Stage):
+    """A page with a figure and two result rows."""
+
+    INPUTS: ClassVar = {"numbers": Many(Numbers)}
+    OUTPUT: ClassVar = Report
+
+    def run(self, ctx):
+        import matplotlib
+
+        matplotlib.use("agg")
+        from matplotlib import pyplot
+
+        (ctx.workdir / "figures").mkdir(exist_ok=True)
+        pyplot.figure(figsize=(1, 1)).savefig(ctx.workdir / "figures" / "sums.png")
+        pyplot.close()
+        (ctx.workdir / "index.html").write_text("<h1>Toys</h1>")
+        numbers = ctx.input_list("numbers", Numbers)
+        rows = [
+            {"method": f"toy {one}", "pattern": "2:4", "seed": None,
+             "metrics": {"sum": sum(artifact.values)}, "intervals": {"sum": [0, 1]}}
+            for one, artifact in enumerate(numbers)
+        ]  # fmt: skip
+        write_json(ctx.workdir / "results.json", rows)
         return {}
 
 

@@ -28,13 +28,13 @@ def payload(store, graph, name):
     return store.manifest(one.stage, one.digest)["outputs"]
 
 
-def test_stops_at_a_batch_and_an_epoch_change_nothing(execute, store, monkeypatch, tmp_path):
-    pipeline = draft_pipeline()
+def test_stops_at_a_batch_and_a_step_change_nothing(execute, store, monkeypatch, tmp_path):
+    pipeline = draft_pipeline("pipeline.draft.batch_texts=4", "trainer.every_n_train_steps=1")
     whole = Store(tmp_path / "whole")
     execute(pipeline, store=whole)
     stops = (
         (traces, "write_greedily", 2, "traces"),
-        (training._SaveEveryEpoch, "on_train_epoch_end", 2, "draft"),
+        (training._Report, "on_train_batch_end", 3, "draft"),
     )
     interrupt(execute, pipeline, stops, monkeypatch)
     outcomes = execute(pipeline)
@@ -88,6 +88,25 @@ def test_a_target_may_be_spread_over_devices(execute, store, monkeypatch):
         model = checkpoint.load_model("float32", device_map=device_map)
         texts.append(traces.write_greedily(model, torch.arange(1, 9)[None], 6, frozenset(), 1)[0])
     assert texts[0] == texts[1] and asked == [None, "auto"]
+
+
+def test_a_draft_is_trained_by_two_processes_as_by_one(execute, store, tmp_path):
+    """Not to the bit: a batch's mean is that of two parts, which hold unequal numbers of tokens."""
+    two = ("trainer.devices=2", "trainer.strategy=ddp_spawn")
+    found = []
+    for number, machine in enumerate(((), two)):
+        place = Store(tmp_path / str(number))
+        pipeline = draft_pipeline("budget.draft_precision=32-true", *machine)
+        execute(pipeline, store=place)
+        graph = {one.name: one for one in build_graph(pipeline, place)}
+        draft = place.open(graph["draft"].stage, graph["draft"].digest, Checkpoint)
+        found.append((graph["draft"].digest, draft.load_model("float32").state_dict()))
+    assert found[0][0] == found[1][0]
+    one, other = (
+        torch.cat([value.flatten() for value in weights.values()]) for _, weights in found
+    )
+    assert not torch.equal(one, other)
+    torch.testing.assert_close(other, one, atol=5e-3, rtol=0)
 
 
 def test_too_few_traces_are_refused(execute):

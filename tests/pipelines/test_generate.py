@@ -68,7 +68,7 @@ def test_a_prompt_arrives_word_for_word(text, piped, tmp_path):
 
 
 def test_what_looks_like_a_setting_is_one():
-    settings = ["verifier@decoder.verifier=fly", "+trainer.device=cpu", "hydra.verbose=true"]
+    settings = ["verifier@decoder.verifier=fly", "+trainer.accelerator=cpu", "hydra.verbose=true"]
     asked = read_arguments(["prompt=seed=3", *settings, "system=null"])
     assert asked.prompt == "seed=3" and asked.system is None
     assert asked.overrides == [*settings, "system=null"]
@@ -170,7 +170,7 @@ def test_the_model_reads_exactly_the_prompt(text, tmp_path, monkeypatch):
         ),
         (["decoder=draft_mla", "draft=first_layers", "decoder.proposer.lookup.tokens=0"], "tokens"),
         (["decoder=draft", "draft=checkpoint", "draft.ref=nothing"], "nothing: no results match"),
-        (["trainer.device=banana"], "trainer.device=banana: no such device here"),
+        (["trainer.accelerator=banana"], "trainer.accelerator='banana': .*'cpu' or 'gpu'"),
         (["decoder=none"], "none"),
         (["max_new_tokens=${nothing}"], "nothing"),
     ],

@@ -29,13 +29,13 @@ def opened(store, pipeline, name, kind):
     return store.open(one.stage, one.digest, kind)
 
 
-def test_stops_at_a_shard_and_an_epoch_change_nothing(execute, store, monkeypatch, tmp_path):
-    pipeline = head_pipeline()
+def test_stops_at_a_shard_and_a_step_change_nothing(execute, store, monkeypatch, tmp_path):
+    pipeline = head_pipeline("trainer.every_n_train_steps=1")
     whole = Store(tmp_path / "whole")
     execute(pipeline, store=whole)
     stops = (
         (states, "last_hidden", 3, "states"),
-        (training._SaveEveryEpoch, "on_train_epoch_end", 2, "amphista_0.heads"),
+        (training._Report, "on_train_batch_end", 2, "amphista_0.heads"),
     )
     interrupt(execute, pipeline, stops, monkeypatch)
     outcomes = execute(pipeline)

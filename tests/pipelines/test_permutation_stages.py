@@ -32,15 +32,19 @@ def files(store, pipeline, name):
     }
 
 
-def test_stops_at_a_site_and_an_epoch_change_nothing(execute, store, monkeypatch, tmp_path):
-    pipeline = order_pipeline("budget.permutation.epochs=2")
+def test_stops_at_a_site_and_a_step_change_nothing(execute, store, monkeypatch, tmp_path):
+    pipeline = order_pipeline(
+        "budget.permutation.epochs=2",
+        "budget.permutation.batch_windows=2",
+        "trainer.every_n_train_steps=1",
+    )
     whole = Store(tmp_path / "whole")
     execute(pipeline, store=whole)
     stops = (
         (search.RelativeImportance, "find", 3, "ria_repeated.search"),
         (search.LossSwaps, "improve", 2, "loss_swaps.improve"),
-        (training._SaveEveryEpoch, "on_train_epoch_end", 2, "learned.learn"),
-        (training._SaveEveryEpoch, "on_train_epoch_end", 2, "jointly.learn"),
+        (training._Report, "on_train_batch_end", 5, "learned.learn"),  # of the second site
+        (training._Report, "on_train_batch_end", 6, "jointly.learn"),  # of the second epoch
     )
     for stop in stops:
         interrupt(execute, pipeline, [stop], monkeypatch)

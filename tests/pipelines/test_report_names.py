@@ -54,10 +54,11 @@ def test_what_changes_no_pipeline_is_no_difference():
     machine = [
         "logger=none",
         "paths.outputs=/elsewhere",
-        "trainer.device=cpu",
+        "trainer.accelerator=cpu",
         "execute.until=test",
     ]
     assert told(*machine, "run.name=mine", "hydra.job.num=3", "execute.refresh=[test]") == []
+    assert told("trainer.precision=bf16-mixed") == []  # SDS trains nothing by gradient
     assert told("seed=0", "model=tiny_llama") == []  # as they are anyway
     assert told("seed=1", "logger=none", "model=tiny_opt") == ["model=tiny_opt", "seed=1"]
     assert told("~pipeline.magnitude_2of4.iht") == ["~pipeline.magnitude_2of4.iht"]

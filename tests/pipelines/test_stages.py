@@ -7,6 +7,7 @@ import signal
 
 import pytest
 import torch
+from interrupting import interrupt
 
 from effllm.modules.errors import (
     ArtifactError,
@@ -216,6 +217,7 @@ def test_sequential_and_literal_redense_run_and_resume(finished, execute, store,
     done, _, _ = finished
     shutil.copytree(done.artifacts, store.artifacts)
     pipeline = trimmed(sds_pipeline())
+    _, sections = resolve(compose(["paper=sds", "scale=smoke"]))
     start = f"{BASE}.prune"
     solver = pipeline[BASE]["sds"]["redense"]["solver"]
     common = {"dtype": "float32", "micro_batch_size": 4}
@@ -231,6 +233,7 @@ def test_sequential_and_literal_redense_run_and_resume(finished, execute, store,
         "literal": {
             "_target_": f"{stages}.RedenseFromActivations",
             "optimizer": {"_target_": "torch.optim.Adam", "_partial_": True, "lr": 0.001},
+            "trainer": sections["trainer"],
             "epochs": 3,
             "batch_tokens": 64,
             "l1_weight": 0.0,
@@ -240,24 +243,17 @@ def test_sequential_and_literal_redense_run_and_resume(finished, execute, store,
             "inputs": inputs,
         },
     }
-    for name, epochs in (("sequential", 2), ("literal", 3)):
+    from effllm.modules import training
+    from effllm.modules.calibration.stream import BlockStream
+
+    for owner, function, name in (
+        (BlockStream, "advance", "sequential"),
+        (training._SaveLast, "on_train_epoch_end", "literal"),
+    ):
         whole = Store(store.root / f"whole-{name}")
         shutil.copytree(store.artifacts, whole.artifacts)
         execute(pipeline, store=whole, until=name)
-        from effllm.modules import training
-
-        ends, original = [], training._SaveEveryEpoch.on_train_epoch_end
-
-        def stop(self, trainer, module, ends=ends, original=original, epochs=epochs):
-            original(self, trainer, module)
-            ends.append(trainer.current_epoch)
-            if len(ends) == epochs - 1:
-                raise KeyboardInterrupt
-
-        with monkeypatch.context() as patch:
-            patch.setattr(training._SaveEveryEpoch, "on_train_epoch_end", stop)
-            with pytest.raises(KeyboardInterrupt):
-                execute(pipeline, until=name)
+        interrupt(execute, pipeline, [(owner, function, 2, name)], monkeypatch)
         assert execute(pipeline, until=name)[name] == "resumed"
         graph = build_graph(pipeline, store)
         assert payload(store, graph, name) == payload(whole, graph, name)
@@ -338,30 +334,6 @@ def test_a_tokenizer_that_cannot_place_its_tokens_is_refused(execute, monkeypatc
     monkeypatch.setattr(Checkpoint, "load_tokenizer", lambda self: slow)
     with pytest.raises(UnsupportedModelError, match="SlowTokenizer does not say where"):
         execute(sds_pipeline(kept=("base", "test_text", "test")))
-
-
-def test_wandb_offline_records_one_run_per_stage(pipeline, execute, store, monkeypatch):
-    """Below the outputs alone: the home may be one that cannot be written to."""
-    from effllm.pipelines.engine.tracking import WandbLogger
-
-    monkeypatch.setenv("HOME", "/proc/nothing")
-    for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
-        monkeypatch.setenv(name, "")  # given back after the test
-        monkeypatch.delenv(name)
-    execute(pipeline, logger=WandbLogger(project="effllm-test", entity=None, mode="offline"))
-    runs = list((store.root / "wandb").glob("offline-run-*"))
-    assert len(runs) == len(pipeline)
-    ids = {path.name.rpartition("-")[2] for path in runs}
-    manifests = [manifest for _, manifest in store.manifests()]
-    assert {manifest["tracking"]["run_id"] for manifest in manifests} == ids
-
-
-def test_csv_logger_keeps_final_metrics(pipeline, execute, store):
-    from effllm.pipelines.engine.tracking import CsvLogger
-
-    execute(pipeline, logger=CsvLogger())
-    text = (store.root / "runs" / "toy" / "metrics" / "count.csv").read_text()
-    assert text.splitlines() == ["step,metric,value", ",size,3"]
 
 
 def test_the_run_file_lists_every_stage(pipeline, execute):

@@ -215,7 +215,7 @@ def test_training_brings_the_draft_closer_to_its_target(tiny_llama, tmp_path):
         module,
         tmp_path,
         epochs=20,
-        device="cpu",
+        accelerator="cpu",
         tensors=[texts, columns, probabilities],
         batch_size=8,
     )

@@ -1,83 +1,154 @@
-"""Training: curves and streams, whole after an interruption."""
+"""Training: whole after an interruption, on several devices, with Lightning's settings."""
 
 import csv
 
 import lightning as L
 import pytest
 import torch
-from torch.utils.data import IterableDataset
+from lines import Line, Stream
 
-from effllm.modules.training import fit
+from effllm.modules.training import _Order, fit
 
-
-class Line(L.LightningModule):
-    """A slope that is learned, and stops by itself where it is told."""
-
-    def __init__(self, stop_at: int | None = None) -> None:
-        super().__init__()
-        self.slope = torch.nn.Parameter(torch.zeros(1))
-        self.stop_at = stop_at
-        self.seen: list[float] = []
-
-    def configure_optimizers(self):
-        return torch.optim.AdamW(self.parameters(), lr=0.1)
-
-    def training_step(self, batch, index):
-        if self.stop_at is not None and self.global_step == self.stop_at:
-            raise KeyboardInterrupt
-        x = batch[0]
-        self.seen.append(float(x.sum()))
-        loss = ((self.slope * x - 2 * x) ** 2).mean()
-        self.log("loss", loss)
-        return loss
+DATA = [torch.arange(1.0, 8.0)[:, None]]
 
 
-class Stream(IterableDataset):
-    """Batches that carry the weights of the moment they are made."""
-
-    def __init__(self, module: Line) -> None:
-        self.module = module
-
-    def __len__(self) -> int:
-        return 3
-
-    def __iter__(self):
-        for _ in range(3):
-            yield [self.module.slope.detach().clone() + 1]
+def train(module, folder, **changes):
+    data = {"epochs": 3, "tensors": DATA, "batch_size": 2, "seed": 1}
+    fit(module, folder, **{**data, "accelerator": "cpu", **changes})
+    return module
 
 
-def rows(path):
-    with path.open(newline="") as file:
-        return list(csv.reader(file))
+def rows(folder):
+    with (folder / "curve.csv").open(newline="") as file:
+        return [
+            (int(row["step"]), row["name"], float(row["value"])) for row in csv.DictReader(file)
+        ]
 
 
-def test_a_resumed_curve_is_that_of_an_uninterrupted_training(tmp_path):
-    data = [torch.arange(1.0, 7.0)[:, None]]
-    whole = Line()
-    fit(whole, tmp_path / "a", epochs=3, device="cpu", tensors=data, batch_size=2,
-        curve=tmp_path / "a.csv")  # fmt: skip
-    halted = {"epochs": 3, "device": "cpu", "tensors": data, "batch_size": 2}
+@pytest.mark.parametrize(("every", "accumulated"), [(1, 1), (2, 1), (1, 2), (100, 1)])
+def test_stopped_anywhere_it_ends_with_the_same_weights_and_curve(every, accumulated, tmp_path):
+    options = {"every_n_train_steps": every, "accumulate_grad_batches": accumulated}
+    whole = train(Line(), tmp_path / "whole", **options)
+    assert len(whole.seen) == 12  # four batches an epoch
+    for stop in (3, 6, 8):
+        folder = tmp_path / str(stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(Line(stop), folder, **options)
+        again = train(Line(), folder, **options)
+        assert torch.equal(whole.slope, again.slope)
+        assert torch.equal(whole.steepest, again.steepest)
+        assert (folder / "curve.csv").read_bytes() == (tmp_path / "whole/curve.csv").read_bytes()
+        # An epoch has four batches; within it there is a checkpoint every so many steps.
+        kept = stop // 4 * 4 + stop % 4 // (every * accumulated) * every * accumulated
+        assert again.seen == whole.seen[kept:]
+
+
+def test_a_training_that_is_over_is_only_read(tmp_path):
+    whole = train(Line(), tmp_path)
+    curve = (tmp_path / "curve.csv").read_bytes()
+    again = train(Line(), tmp_path)
+    assert not again.seen and torch.equal(whole.slope, again.slope)
+    assert (tmp_path / "curve.csv").read_bytes() == curve
+
+
+def test_curves_hold_what_does_not_depend_on_the_machine_and_loggers_the_speed_too(tmp_path):
+    heard = {}
+    train(Line(), tmp_path, log=lambda values, step: heard.setdefault(step, dict(values)))
+    names = {"loss", "learning_rate", "gradient_norm", "steepest"}
+    assert {name for _, name, _ in rows(tmp_path)} == names
+    assert list(heard) == list(range(1, 13))
+    for step, values in heard.items():
+        assert values.pop("examples_per_second") > 0
+        assert values == {name: value for at, name, value in rows(tmp_path) if at == step}
+    seldom = []
+    train(Line(), tmp_path / "seldom", log=lambda values, step: seldom.append(step),
+          log_every_n_steps=5)  # fmt: skip
+    assert seldom == [5, 10]
+
+
+def test_a_resumed_training_tells_its_logger_the_whole_curve(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        fit(Line(stop_at=5), tmp_path / "b", **halted, curve=tmp_path / "b.csv")
-    again = Line()
-    fit(again, tmp_path / "b", **halted, curve=tmp_path / "b.csv")
-    assert torch.equal(whole.slope, again.slope)
-    assert rows(tmp_path / "a.csv") == rows(tmp_path / "b.csv")
-    names = [row[1] for row in rows(tmp_path / "a.csv")[1:]]
-    assert len(names) == 27
-    assert set(names) == {"loss", "learning_rate", "gradient_norm"}
+        train(Line(7), tmp_path, every_n_train_steps=2)
+    heard = []
+    train(Line(), tmp_path, log=lambda values, step: heard.append(step), every_n_train_steps=2)
+    assert heard == list(range(1, 13))
 
 
-def test_a_stream_makes_each_batch_from_the_weights_of_that_moment(tmp_path):
-    module = Line()
-    seen: list[float] = []
+@pytest.mark.parametrize("stop", [None, 4])
+def test_a_stream_makes_each_batch_from_the_weights_of_that_moment(stop, tmp_path):
+    module = Line(stop)
+    stream = Stream(module)
+    if stop is not None:  # within the second epoch
+        with pytest.raises(KeyboardInterrupt):
+            train(module, tmp_path, epochs=2, tensors=(), batches=stream, every_n_train_steps=1)
+        module = Line()
+        stream = Stream(module)
+    train(module, tmp_path, epochs=2, tensors=(), batches=stream, every_n_train_steps=1)
+    assert stream.numbers == list(range(stop or 0, 6))
+    assert len(set(stream.slopes)) == len(stream.slopes)  # it moves at every step
+    assert stream.slopes == pytest.approx([value - 1 for value in module.seen])
 
-    class Watched(Stream):
-        def __iter__(self):
-            for batch in super().__iter__():
-                seen.append(float(self.module.slope.detach()))
-                yield batch
 
-    fit(module, tmp_path, epochs=2, device="cpu", batches=Watched(module))
-    assert len(set(seen)) == 6  # the slope moves at every step, and every batch knows it
-    assert seen == pytest.approx([value - 1 for value in module.seen])
+def test_settings_of_the_trainer_reach_it_and_callbacks_are_copied(tmp_path):
+    class Count(L.Callback):
+        calls = 0
+
+        def on_train_batch_end(self, trainer, *rest):
+            self.calls += 1
+            assert trainer.gradient_clip_val == 0.5 and trainer.accumulate_grad_batches == 2
+
+    class Plain(Line):
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=1.0)
+
+        def optimizer_step(self, *arguments):
+            before = self.slope.detach().clone()
+            super().optimizer_step(*arguments)
+            assert float((self.slope.detach() - before).abs()) <= 0.5 + 1e-6
+
+    count = Count()
+    train(Plain(), tmp_path, callbacks=[count], gradient_clip_val=0.5, accumulate_grad_batches=2)
+    assert count.calls == 0
+    stop = L.pytorch.callbacks.EarlyStopping("loss", stopping_threshold=1e9)
+    assert len(train(Line(), tmp_path / "stopped", callbacks=[stop]).seen) == 4
+
+
+def test_two_processes_take_the_steps_of_one(tmp_path):
+    """Equal to rounding: each rank's mean over half of a batch, and their mean."""
+    options = {"tensors": [torch.arange(1.0, 9.0)[:, None]], "batch_size": 4}
+    one = train(Line(), tmp_path / "one", **options)
+    heard = []
+    two = train(Line(), tmp_path / "two", **options, devices=2, strategy="ddp_spawn",
+                log=lambda values, step: heard.append(step))  # fmt: skip
+    torch.testing.assert_close(two.slope, one.slope, rtol=1e-6, atol=1e-6)
+    assert heard == list(range(1, 7))
+    for mine, other in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
+        assert mine[:2] == other[:2] and mine[2] == pytest.approx(other[2], rel=1e-5)
+    stored = torch.load(tmp_path / "two" / "last.ckpt", weights_only=True)
+    assert torch.equal(stored["state_dict"]["slope"], two.slope)
+
+
+@pytest.mark.parametrize(("rows", "world"), [(7, 2), (1, 3), (8, 4)])
+def test_rows_are_dealt_out_evenly_and_none_is_lost(rows, world):
+    class Trainer:
+        world_size = world
+
+        class fit_loop:
+            class epoch_loop:
+                class batch_progress:
+                    class current:
+                        ready = 0
+
+    class Module:
+        trainer, current_epoch = Trainer, 2
+
+    def dealt(rank):
+        Trainer.global_rank = rank
+        return [one.tolist() for one in _Order(Module, 5, None, rows, 4)]
+
+    ranks = [dealt(rank) for rank in range(world)]
+    for parts in zip(*ranks, strict=True):
+        assert len({len(part) for part in parts}) == 1
+    Trainer.world_size = 1
+    for parts, whole in zip(zip(*ranks, strict=True), dealt(0), strict=True):
+        assert {row for part in parts for row in part} == set(whole)

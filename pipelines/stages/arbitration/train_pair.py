@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from effllm.modules.ranges import (
     Fraction,
@@ -15,14 +15,12 @@ from effllm.modules.ranges import (
     Word,
 )
 from effllm.pipelines.artifacts.arbitration import ArbitrationPair, write_pair
-from effllm.pipelines.stage import Metrics, Stage, StageContext
-
-if TYPE_CHECKING:
-    from effllm.modules.arbitration.toy import OptimizerFactory
+from effllm.pipelines.stage import Metrics, StageContext
+from effllm.pipelines.stages.training import TrainingStage
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainPair(Stage):
+class TrainPair(TrainingStage):
     """Train target and draft on their own mixtures of two skills, from random weights.
 
     Args:
@@ -47,7 +45,6 @@ class TrainPair(Stage):
         target_problems: that the target learns from, once each.
         draft_problems: that the draft learns from.
         batch_problems: of a step.
-        optimizer: factory of the optimiser.
         train: problems that policies learn from.
         validation: problems that choices are made on.
         test: problems that are reported on.
@@ -59,7 +56,7 @@ class TrainPair(Stage):
     """
 
     OUTPUT: ClassVar = ArbitrationPair
-    DIGEST_DEFAULTS: ClassVar = {"draft_noise": None}
+    DIGEST_DEFAULTS: ClassVar = {**TrainingStage.DIGEST_DEFAULTS, "draft_noise": None}
 
     name: Word
     parts: PositiveInt
@@ -80,7 +77,6 @@ class TrainPair(Stage):
     target_problems: PositiveInt
     draft_problems: PositiveInt
     batch_problems: PositiveInt
-    optimizer: OptimizerFactory
     train: PositiveInt
     validation: PositiveInt
     test: PositiveInt
@@ -89,11 +85,6 @@ class TrainPair(Stage):
     verified_cost: NonNegativeFloat
     policy_cost: NonNegativeFloat
     seed: Seed
-
-    def __post_init__(self) -> None:
-        from effllm.modules.training import require_optimizer
-
-        require_optimizer(self.optimizer)
 
     def run(self, ctx: StageContext) -> Metrics:
         """`target/` and `draft/` in Hugging Face format, `pair.json` and `problems.jsonl`."""
@@ -107,7 +98,6 @@ class TrainPair(Stage):
             as_sequences,
             character_model,
         )
-        from effllm.modules.training import fit
 
         sizes = {}
         trained = ("target", "draft") if self.draft_noise is None else ("target",)
@@ -127,18 +117,16 @@ class TrainPair(Stage):
                 strings={getattr(self, f"{name}_weak"): getattr(self, f"{name}_strings")},
             )
             habit = getattr(self, f"{name}_habit")
-            fit(
+            self.fit(
+                ctx,
                 SkillTraining(model.train(), self.optimizer),
-                ctx.progress_dir / name,
+                name,
+                curve=f"{name}.csv",
                 epochs=1,
-                device=ctx.device,
                 tensors=list(as_sequences(learnt, habit, Random(self.seed))),
                 batch_size=self.batch_problems,
                 seed=self.seed,
-                progress=lambda done, total: ctx.progress(done, total, "step"),
-                curve=ctx.curve(name),
             )
-            ctx.keep_curve(name)
             model.cpu().eval().save_pretrained(ctx.workdir / name)
             sizes[name] = sum(one.numel() for one in model.parameters())
         if self.draft_noise is not None:

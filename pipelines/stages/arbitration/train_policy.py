@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from effllm.modules.ranges import (
     NonNegativeFloat,
@@ -11,6 +11,7 @@ from effllm.modules.ranges import (
     PositiveInt,
     Ratio,
 )
+from effllm.modules.trainer import ON_CPU, RESULT_KEYS
 from effllm.pipelines.artifacts.arbitration import (
     Arbiters,
     ArbitrationPair,
@@ -18,18 +19,18 @@ from effllm.pipelines.artifacts.arbitration import (
     Headroom,
     write_arbiters,
 )
-from effllm.pipelines.stage import Metrics, Stage, StageContext
+from effllm.pipelines.stage import Metrics, StageContext
+from effllm.pipelines.stages.training import TrainingStage, unread
 
-if TYPE_CHECKING:
-    from effllm.modules.arbitration.reinforcement import OptimizerFactory
+# The module clips and steps itself, several times a batch.
+OWN_STEPS = {key: RESULT_KEYS[key] for key in ("gradient_clip_val", "accumulate_grad_batches")}
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainPolicy(Stage):
+class TrainPolicy(TrainingStage):
     """Go on from warm-started policies with rollouts; where the gate is closed, leave them.
 
     Args:
-        optimizer: factory of the optimiser.
         epochs: of training; a checkpoint after each.
         iterations: of an epoch: rollouts with the policy of the moment, then passes over them.
         problems: of an iteration.
@@ -51,8 +52,8 @@ class TrainPolicy(Stage):
         "headroom": Headroom,
     }
     OUTPUT: ClassVar = Arbiters
+    VOLATILE: ClassVar = unread(*OWN_STEPS)
 
-    optimizer: OptimizerFactory
     epochs: PositiveInt
     iterations: PositiveInt
     problems: PositiveInt
@@ -67,9 +68,7 @@ class TrainPolicy(Stage):
     speed_weight: NonNegativeFloat
 
     def __post_init__(self) -> None:
-        from effllm.modules.training import require_optimizer
-
-        require_optimizer(self.optimizer)
+        super().__post_init__()
         if self.group < 2:
             raise ValueError(f"need group >= 2 to compare outputs, got {self.group}")
         if self.floor >= 0.5:
@@ -79,7 +78,6 @@ class TrainPolicy(Stage):
         """`arbiters.json`, and per seed a policy and its curve."""
         from effllm.modules.arbitration.cost_model import rewards
         from effllm.modules.arbitration.reinforcement import ArbiterTraining, Rollouts
-        from effllm.modules.training import fit
 
         tries, warm = ctx.input("branches", BranchTries), ctx.input("warm", Arbiters)
         branches = tries.load("train")
@@ -111,15 +109,17 @@ class TrainPolicy(Stage):
                 length=self.iterations,
                 seed=seed,
             )
-            fit(
+            self.fit(
+                ctx,
                 arbiter,
-                ctx.progress_dir / f"seed-{seed}",
+                f"seed-{seed}",
+                curve=f"curve-{seed}.csv",
+                progress=False,
+                # The tries and the policy are small; rollouts are walks in memory.
+                own=ON_CPU | OWN_STEPS,
                 epochs=self.epochs,
-                device="cpu",  # the tries and the policy are small; rollouts are walks in memory
                 batches=rollouts,
-                curve=ctx.curve(f"curve-{seed}"),
             )
-            ctx.keep_curve(f"curve-{seed}")
             ctx.progress(number + 1, len(policies), "seed")
         info = {
             **warm.info,

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from effllm.modules.arbitration.names import FeatureSet, Labels, Network
 from effllm.modules.ranges import NonEmpty, PositiveInt, Seed
+from effllm.modules.trainer import ON_CPU
 from effllm.pipelines.artifacts.arbitration import Arbiters, BranchTries, write_arbiters
-from effllm.pipelines.stage import Metrics, Stage, StageContext
-
-if TYPE_CHECKING:
-    from effllm.modules.arbitration.warm_start import OptimizerFactory
+from effllm.pipelines.stage import Metrics, StageContext
+from effllm.pipelines.stages.training import TrainingStage
 
 
 @dataclass(frozen=True, kw_only=True)
-class WarmStartPolicy(Stage):
+class WarmStartPolicy(TrainingStage):
     """Fit policies to labelled forks of the training problems, one per seed.
 
     Args:
@@ -23,7 +22,6 @@ class WarmStartPolicy(Stage):
         width: of the mlp's hidden layers.
         features: what is seen: all, or what the target or the draft alone gives.
         labels: `verdict` by the right answer, `same_answer` by the target's, `shuffled`: a control.
-        optimizer: factory of the optimiser.
         epochs: passes over the forks.
         batch_forks: of a step.
         seeds: of weights, order and shuffling; a policy for each.
@@ -36,15 +34,9 @@ class WarmStartPolicy(Stage):
     width: PositiveInt
     features: FeatureSet
     labels: Labels
-    optimizer: OptimizerFactory
     epochs: PositiveInt
     batch_forks: PositiveInt
     seeds: NonEmpty[Seed]
-
-    def __post_init__(self) -> None:
-        from effllm.modules.training import require_optimizer
-
-        require_optimizer(self.optimizer)
 
     def run(self, ctx: StageContext) -> Metrics:
         """`arbiters.json`, and per seed a policy and its curve."""
@@ -52,7 +44,6 @@ class WarmStartPolicy(Stage):
         from effllm.modules.arbitration.observations import FEATURE_SETS
         from effllm.modules.arbitration.policy import Policy
         from effllm.modules.arbitration.warm_start import WarmStart
-        from effllm.modules.training import fit
 
         tries = ctx.input("branches", BranchTries)
         branches = tries.load("train")
@@ -67,17 +58,18 @@ class WarmStartPolicy(Stage):
             if not len(nodes):
                 continue
             policy.fit_scale(branches.observations[forks.nodes])
-            fit(
+            self.fit(
+                ctx,
                 WarmStart(policy, self.optimizer),
-                ctx.progress_dir / f"seed-{seed}",
+                f"seed-{seed}",
+                curve=f"curve-{seed}.csv",
+                progress=False,
+                own=ON_CPU,  # the policy and its forks are small
                 epochs=self.epochs,
-                device="cpu",  # the policy and its forks are small
                 tensors=[branches.observations[nodes], labels],
                 batch_size=self.batch_forks,
                 seed=seed,
-                curve=ctx.curve(f"curve-{seed}"),
             )
-            ctx.keep_curve(f"curve-{seed}")
             ctx.progress(number + 1, len(self.seeds), "seed")
         if not sum(counts):
             ctx.warn(

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from effllm.modules.errors import DataError
 from effllm.modules.ranges import Dtype, NonEmpty, NonNegativeInt, PositiveInt, Ratio, Seed
 from effllm.pipelines.artifacts.checkpoints import VOCABULARY_FILE, Checkpoint, write_checkpoint
 from effllm.pipelines.artifacts.decoding import Traces
-from effllm.pipelines.stage import Metrics, Stage, StageContext
-
-if TYPE_CHECKING:
-    from effllm.modules.drafting.distillation import OptimizerFactory
+from effllm.pipelines.stage import Metrics, StageContext
+from effllm.pipelines.stages.training import TrainingStage, unread
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillDraft(Stage):
+class DistillDraft(TrainingStage):
     """Train some of a target's layers to foresee it, on texts that it wrote.
 
     Args:
         layers: the target's block numbers that the draft starts from.
         vocabulary: tokens that the draft can predict: the most frequent of the traces.
-        optimizer: factory of the optimiser.
         epochs: passes over the traces.
         batch_texts: texts per step.
         heldout: share of the texts on which agreement is measured, never trained on.
@@ -34,21 +31,16 @@ class DistillDraft(Stage):
     VERSION: ClassVar[int] = 2  # 2: likely tokens come with the traces
     INPUTS: ClassVar = {"model": Checkpoint, "traces": Traces}
     OUTPUT: ClassVar = Checkpoint
+    VOLATILE: ClassVar = unread("precision")
 
     layers: NonEmpty[NonNegativeInt]
     vocabulary: PositiveInt
-    optimizer: OptimizerFactory
     epochs: PositiveInt
     batch_texts: PositiveInt
     heldout: Ratio
     precision: Literal["32-true", "bf16-mixed"]
     dtype: Dtype
     seed: Seed
-
-    def __post_init__(self) -> None:
-        from effllm.modules.training import require_optimizer
-
-        require_optimizer(self.optimizer)
 
     def run(self, ctx: StageContext) -> Metrics:
         """A checkpoint of the target's kind, and the tokens it can predict."""
@@ -67,7 +59,6 @@ class DistillDraft(Stage):
             usual_tokens,
             with_layers,
         )
-        from effllm.modules.training import fit
 
         checkpoint = ctx.input("model", Checkpoint)
         tokenizer = checkpoint.load_tokenizer()
@@ -94,19 +85,17 @@ class DistillDraft(Stage):
         del target
         head = draft.get_output_embeddings()
         reduce_vocabulary(draft, token_ids)
-        fit(
+        self.fit(
+            ctx,
             DraftDistillation(draft.train(), self.optimizer),
-            ctx.progress_dir / "checkpoints",
+            own={"precision": self.precision},
             epochs=self.epochs,
-            device=ctx.device,
             tensors=[texts[:kept], columns[:kept], learnt[:kept]],
             batch_size=self.batch_texts,
             seed=self.seed,
-            precision=self.precision,
-            progress=lambda done, total: ctx.progress(done, total, "step"),
         )
         draft.to(ctx.device).eval()  # type: ignore[arg-type] # its wrapper hides the method
-        # Judged where it will be used: behind the prompt, on texts it was not trained on.
+        # Judged where it will be used: after the prompt, on texts it was not trained on.
         written = chances[kept:].sum(dim=-1) > 0
         written &= torch.arange(texts.shape[1]) >= prompts[kept:, None] - 1
         choices = likely[kept:, :, 0]

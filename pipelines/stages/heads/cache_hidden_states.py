@@ -70,7 +70,6 @@ class CacheHiddenStates(Stage):
                 f"the states of {sum(map(len, texts)):,} tokens take "
                 f"{size / 1e9:.1f} GB, the disk has {free / 1e9:.1f}; write fewer texts"
             )
-        ctx.log({"bytes_to_write": size})
         shards = _shards([len(one) for one in texts], self.shard_tokens)
         for number, mine in enumerate(shards):
             name = f"shard-{number:04d}"

@@ -16,15 +16,15 @@ from effllm.modules.ranges import (
     Share,
 )
 from effllm.pipelines.artifacts.heads import Heads, HiddenStates, write_heads, write_ranks
-from effllm.pipelines.stage import Metrics, Stage, StageContext
+from effllm.pipelines.stage import Metrics, StageContext
+from effllm.pipelines.stages.training import TrainingStage, unread
 
 if TYPE_CHECKING:
     from effllm.modules.heads.drafter import HeadDrafter
-    from effllm.modules.heads.training import OptimizerFactory
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainHeads(Stage):
+class TrainHeads(TrainingStage):
     """Heads that guess several tokens at once from a frozen target's last hidden states.
 
     Args:
@@ -35,7 +35,6 @@ class TrainHeads(Stage):
         batch_texts: texts per step.
         judged_every: steps between judgements on held-out texts, from the first of an epoch on.
         judged_texts: first so many held-out texts that do this; all of them judge the end.
-        optimizer: factory of the optimiser.
         attention_scale: learning rate of attention layers, relative to the others'.
         warmup: share of all steps with a rising learning rate.
         clip_norm: largest norm of the gradient.
@@ -48,6 +47,7 @@ class TrainHeads(Stage):
 
     INPUTS: ClassVar = {"states": HiddenStates, "heldout": HiddenStates}
     OUTPUT: ClassVar = Heads
+    VOLATILE: ClassVar = unread("precision", "gradient_clip_val")
 
     drafter: Callable[..., HeadDrafter]
     vocabulary: PositiveInt
@@ -55,7 +55,6 @@ class TrainHeads(Stage):
     batch_texts: PositiveInt
     judged_every: PositiveInt
     judged_texts: PositiveInt
-    optimizer: OptimizerFactory
     attention_scale: PositiveFloat
     warmup: Fraction
     clip_norm: PositiveFloat
@@ -66,9 +65,7 @@ class TrainHeads(Stage):
     seed: Seed
 
     def __post_init__(self) -> None:
-        from effllm.modules.training import require_optimizer
-
-        require_optimizer(self.optimizer)
+        super().__post_init__()
         if not self.ce_weight + self.kd_weight:
             raise ConfigError("train_heads: ce_weight and kd_weight are both 0; nothing is taught")
 
@@ -80,7 +77,6 @@ class TrainHeads(Stage):
         from effllm.modules.heads.asking import accuracies, true_ranks
         from effllm.modules.heads.target import FrozenTarget, with_lowest
         from effllm.modules.heads.training import HeadTraining
-        from effllm.modules.training import fit
 
         states, heldout = ctx.input("states", HiddenStates), ctx.input("heldout", HiddenStates)
         heldout.require_target(states.target)
@@ -107,29 +103,25 @@ class TrainHeads(Stage):
             ce_weight=self.ce_weight,
             kd_weight=self.kd_weight,
         )
-        fit(
+        self.fit(
+            ctx,
             module,
-            ctx.progress_dir / "checkpoints",
+            curve="curve.csv",
+            own={"precision": self.precision},
             epochs=self.epochs,
-            device=ctx.device,
             tensors=[torch.arange(len(texts))],
             batch_size=self.batch_texts,
             seed=self.seed,
-            precision=self.precision,
-            progress=lambda done, total: ctx.progress(done, total, "step"),
-            curve=ctx.curve("curve"),
         )
-        ctx.keep_curve("curve")
         drafter.to(ctx.device).eval()
         ranks, owners = true_ranks(drafter, target.to(ctx.device), judged, ctx.device)
         write_ranks(ctx.workdir, ranks, owners)
         write_heads(ctx.workdir, states, self.drafter, drafter, target)
-        steps = self.epochs * -(-len(texts) // self.batch_texts)
         return {
             **{f"heldout/{key}": value for key, value in accuracies(ranks).items()},
             "heldout/positions": len(ranks),
             "parameters": sum(one.numel() for one in drafter.parameters()),
             "vocabulary": len(token_ids),
             "texts": len(texts),
-            "steps": steps,
+            "steps": self.optimizer_steps(len(texts), self.batch_texts, self.epochs),
         }

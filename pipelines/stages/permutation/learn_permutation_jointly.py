@@ -4,28 +4,29 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from effllm.modules.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt, Seed
+from effllm.modules.trainer import one_device
 from effllm.pipelines.artifacts.checkpoints import Checkpoint
 from effllm.pipelines.artifacts.data import Windows
 from effllm.pipelines.artifacts.permutation import Permutation
 from effllm.pipelines.artifacts.statistics import Grams
-from effllm.pipelines.stage import Metrics, Stage, StageContext
+from effllm.pipelines.stage import Metrics, StageContext
 from effllm.pipelines.stages.permutation.problems import SiteProblems, described
+from effllm.pipelines.stages.training import TrainingStage
 
 if TYPE_CHECKING:
-    from effllm.modules.permutation.learning import Matching, OptimizerFactory
+    from effllm.modules.permutation.learning import Matching
     from effllm.modules.sparsity.patterns import Grouped
     from effllm.modules.sparsity.pruners import ScoringPruner
 
 
 @dataclass(frozen=True, kw_only=True)
-class LearnPermutationJointly(Stage):
+class LearnPermutationJointly(TrainingStage):
     """Cost matrices of every site, trained on the model's own loss.
 
     Args:
         matching: how costs become orders.
         loss: next_token (the paper) or hidden_state (PermLLM).
         distillation: weight of the layers' output errors; the paper's alpha.
-        optimizer: factory of the optimiser.
         epochs: passes over the calibration windows.
         batch_windows: windows per step.
         window_tokens: tokens of each window that are used, from its start.
@@ -49,7 +50,6 @@ class LearnPermutationJointly(Stage):
     matching: "Matching"
     loss: Literal["next_token", "hidden_state"]
     distillation: NonNegativeFloat
-    optimizer: "OptimizerFactory"
     epochs: PositiveInt
     batch_windows: PositiveInt
     window_tokens: PositiveInt
@@ -58,22 +58,16 @@ class LearnPermutationJointly(Stage):
     pattern: "Grouped"
     seed: Seed
 
-    def __post_init__(self) -> None:
-        from effllm.modules.training import require_optimizer
-
-        require_optimizer(self.optimizer)
-
     def run(self, ctx: StageContext) -> Metrics:
-        """Goes on at the epoch that was interrupted."""
+        """Goes on at the last checkpoint."""
         from effllm.modules.permutation.learning import LearnableOrder, ModelLearning
-        from effllm.modules.training import fit
 
         problems = SiteProblems(ctx, self.pruner, self.pattern, "gather", ctx.device)
         start = ctx.input("start", Permutation)
         first = start.orders()
         windows = ctx.input("windows", Windows).token_ids()[:, : self.window_tokens]
         heldout = ctx.input("heldout", Windows).token_ids()
-        steps = self.epochs * -(-len(windows) // self.batch_windows)
+        steps = self.optimizer_steps(len(windows), self.batch_windows, self.epochs)
         blocks = {
             site.name: self.matching.blocks(site.columns, self.pattern, site.name)
             for site in problems.sites
@@ -100,18 +94,16 @@ class LearnPermutationJointly(Stage):
             self.check_every,
             heldout.split(self.batch_windows),
         )
-        fit(
+        self.fit(
+            ctx,
             module,
-            ctx.progress_dir / "checkpoints",
+            curve="curve.csv",
+            own=one_device(self.trainer),  # the frozen model is there
             epochs=self.epochs,
-            device=ctx.device,
             tensors=[windows],
             batch_size=self.batch_windows,
             seed=self.seed,
-            progress=lambda done, total: ctx.progress(done, total, "step"),
-            curve=ctx.curve("curve"),
         )
-        ctx.keep_curve("curve")
         found = {
             site.name: order
             for site, order in zip(problems.sites, module.chosen_orders(), strict=True)

@@ -40,11 +40,11 @@ class Adjust(Stage):
     dtype: Dtype
 
     def run(self, ctx: StageContext) -> Metrics:
-        """Adjusted checkpoint with masks; one Lightning epoch per block."""
+        """Adjusted checkpoint with masks; resumes at the block that was interrupted."""
+        import torch
+
         from effllm.modules.modeling.blocks import prunable_layers
-        from effllm.modules.sds.regrowth import GramRegrowth
         from effllm.modules.sds.space import coordinates_by_layer
-        from effllm.modules.training import fit
 
         dense, pruned = ctx.input("dense", Checkpoint), ctx.input("pruned", Checkpoint)
         # No forward pass: both models stay in main memory, one layer at a time goes to the device.
@@ -53,35 +53,27 @@ class Adjust(Stage):
         layers, masks = prunable_layers(model), pruned.masks()
         grams = ctx.input("gram", Grams)
         blocks = 1 + max(int(name.partition(".")[0]) for name in layers)
-
-        def solve(index: int) -> None:
-            import torch
-
-            solved = {}
-            coordinates = coordinates_by_layer(grams.block(index), self.solver.space, ctx.device)
-            for name, at in coordinates.items():
-                key = f"{index}.{name}"
-                with named_layer(index, name):
-                    found = self.solver.solve(
-                        originals[key].read().to(ctx.device),
-                        layers[key].read().to(ctx.device),
-                        masks[key].to(ctx.device),
-                        at,
-                        self.pattern,
-                        self.pruner.scope,
-                    )
-                solved[f"weight/{name}"] = found.weight.cpu()
-                solved[f"mask/{name}"] = found.mask.cpu()
-                solved[f"steps/{name}"] = torch.tensor(found.steps)
-            ctx.save_progress(block_name(index), solved)
+        for index in range(blocks):
+            if ctx.load_progress(block_name(index)) is None:
+                solved = {}
+                for name, at in coordinates_by_layer(
+                    grams.block(index), self.solver.space, ctx.device
+                ).items():
+                    key = f"{index}.{name}"
+                    with named_layer(index, name):
+                        found = self.solver.solve(
+                            originals[key].read().to(ctx.device),
+                            layers[key].read().to(ctx.device),
+                            masks[key].to(ctx.device),
+                            at,
+                            self.pattern,
+                            self.pruner.scope,
+                        )
+                    solved[f"weight/{name}"] = found.weight.cpu()
+                    solved[f"mask/{name}"] = found.mask.cpu()
+                    solved[f"steps/{name}"] = torch.tensor(found.steps)
+                ctx.save_progress(block_name(index), solved)
             ctx.progress(index + 1, blocks, "block")
-
-        fit(
-            GramRegrowth(solve),
-            ctx.progress_dir / "checkpoints",
-            epochs=blocks,
-            device=ctx.device,
-        )
         adjusted, steps, same, kept = {}, [], 0, 0
         for index in range(blocks):
             stored = ctx.load_progress(block_name(index))

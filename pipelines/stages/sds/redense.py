@@ -11,13 +11,13 @@ from effllm.pipelines.artifacts.data import Windows
 from effllm.pipelines.artifacts.statistics import Grams
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 from effllm.pipelines.stages.blockwise import block_name, named_layer, resume_stream, save_stream
+from effllm.pipelines.stages.training import TrainingStage
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
     from effllm.modules.sds.redense import ProximalGradient
-    from effllm.modules.sds.regrowth import OptimizerFactory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,32 +40,22 @@ class Redense(Stage):
     dtype: Dtype
 
     def run(self, ctx: StageContext) -> Metrics:
-        """Dense checkpoint; one Lightning epoch per block."""
-        from effllm.modules.sds.regrowth import GramRegrowth
+        """Dense checkpoint; resumes at the block that was interrupted."""
         from effllm.modules.sds.space import coordinates_by_layer
-        from effllm.modules.training import fit
 
         model = ctx.input("start", Checkpoint).load_model(self.dtype)  # no forward pass
         grams = ctx.input("gram", Grams)
         originals, starts = _layers_by_block(_load_original(ctx)), _layers_by_block(model)
-
-        def solve(index: int) -> None:
-            layers = coordinates_by_layer(grams.block(index), self.solver.space, ctx.device)
-            solved = {}
-            for name, at in layers.items():
-                original = originals[index][name].to(ctx.device)
-                start = starts[index][name].to(ctx.device)
-                with named_layer(index, name):
-                    solved[name] = self.solver.solve(original, start, at).cpu()
-            ctx.save_progress(block_name(index), solved)
+        for index, (original, start) in enumerate(zip(originals, starts, strict=True)):
+            if ctx.load_progress(block_name(index)) is None:
+                layers = coordinates_by_layer(grams.block(index), self.solver.space, ctx.device)
+                solved = {}
+                for name, at in layers.items():
+                    pair = original[name].to(ctx.device), start[name].to(ctx.device)
+                    with named_layer(index, name):
+                        solved[name] = self.solver.solve(*pair, at).cpu()
+                ctx.save_progress(block_name(index), solved)
             ctx.progress(index + 1, len(originals), "block")
-
-        fit(
-            GramRegrowth(solve),
-            ctx.progress_dir / "checkpoints",
-            epochs=len(originals),
-            device=ctx.device,
-        )
         inputs = grams.read_json("subject.json")["checkpoint"]
         return _finish(ctx, model, self.solver, _input_kind(ctx, inputs))
 
@@ -92,18 +82,13 @@ class RedenseSequential(Stage):
         """Dense checkpoint; resumes at the block that was interrupted."""
         from effllm.modules.calibration.statistics import Gram
         from effllm.modules.calibration.stream import BlockStream
-        from effllm.modules.sds.regrowth import GramRegrowth
-        from effllm.modules.training import fit
 
         originals = _layers_by_block(_load_original(ctx))
         model = ctx.input("start", Checkpoint).load_model(self.dtype, ctx.device)
         stream = BlockStream(
             model, ctx.input("windows", Windows).token_ids(), self.micro_batch_size
         )
-
-        def solve(index: int) -> None:
-            if index < stream.index:  # killed between saving the stream and Lightning's checkpoint
-                return
+        for index in range(resume_stream(ctx, stream), len(originals)):
             grams = stream.collect(Gram)
             solved = {}
             for layer in stream.layers():
@@ -115,25 +100,16 @@ class RedenseSequential(Stage):
             stream.advance()
             ctx.save_progress(block_name(index), solved)
             save_stream(ctx, stream)
-
-        resume_stream(ctx, stream)
-        fit(
-            GramRegrowth(solve),
-            ctx.progress_dir / "checkpoints",
-            epochs=len(originals),
-            device=ctx.device,
-        )
         return _finish(ctx, model, self.solver, "distilled")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RedenseFromActivations(Stage):
+class RedenseFromActivations(TrainingStage):
     """The paper's literal form: mini-batches of the pruned model's activations and autograd.
 
     Some forty times the work of the Gram solver on a CPU; meant for GPUs and for checks.
 
     Args:
-        optimizer: factory of the optimiser (the paper names none).
         epochs: passes over the activations.
         batch_tokens: tokens per mini-batch.
         l1_weight: scale-free L1 penalty.
@@ -145,9 +121,8 @@ class RedenseFromActivations(Stage):
 
     INPUTS: ClassVar = {"dense": Checkpoint, "start": Checkpoint, "windows": Windows}
     OUTPUT: ClassVar = Checkpoint
-    VOLATILE: ClassVar = frozenset({"micro_batch_size"})
+    VOLATILE: ClassVar = TrainingStage.VOLATILE | {"micro_batch_size"}
 
-    optimizer: OptimizerFactory
     epochs: PositiveInt
     batch_tokens: PositiveInt
     l1_weight: NonNegativeFloat
@@ -156,17 +131,11 @@ class RedenseFromActivations(Stage):
     micro_batch_size: PositiveInt
     seed: Seed
 
-    def __post_init__(self) -> None:
-        from effllm.modules.training import require_optimizer
-
-        require_optimizer(self.optimizer)
-
     def run(self, ctx: StageContext) -> Metrics:
-        """Dense checkpoint; resumes at the epoch of the block that was interrupted."""
+        """Dense checkpoint; resumes inside the block that was interrupted."""
         from effllm.modules.calibration.statistics import Tokens
         from effllm.modules.calibration.stream import BlockStream
         from effllm.modules.sds.regrowth import ActivationRegrowth
-        from effllm.modules.training import fit
 
         originals = _layers_by_block(_load_original(ctx))
         model = ctx.input("start", Checkpoint).load_model(self.dtype, ctx.device)
@@ -186,11 +155,12 @@ class RedenseFromActivations(Stage):
                 l2_weight=self.l2_weight,
                 optimizer=self.optimizer,
             )
-            fit(
+            self.fit(
+                ctx,
                 module,
-                ctx.progress_dir / f"checkpoints-{index:03d}",
+                block_name(index),
+                progress=False,
                 epochs=self.epochs,
-                device=ctx.device,
                 tensors=[tokens[group[0]] for group in groups],
                 batch_size=self.batch_tokens,
                 seed=int(ctx.generator(f"block {index}").initial_seed() % 2**31),

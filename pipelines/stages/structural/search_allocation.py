@@ -111,7 +111,7 @@ class SearchAllocation(Stage):
             )
             parent = winner
             ctx.save_rows(rows)
-            ctx.log({"fitness": judged[-1][winner]}, step=generation)
+            ctx.log({"fitness": judged[-1][winner]}, generation)
             ctx.progress(generation + 1, self.evolution.steps, "generation")
         # What an interruption changes, counts and times, is no part of the result.
         effort = ("seconds", "effort")

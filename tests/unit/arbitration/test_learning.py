@@ -43,7 +43,7 @@ def reinforce(policy, branches, folder, *, epochs=10, group=8, **changes):
     rollouts = Rollouts(
         arbiter, branches, branches.right.float(), problems=64, group=group, length=10, seed=1
     )
-    fit(arbiter, folder, epochs=epochs, device="cpu", batches=rollouts)
+    fit(arbiter, folder, epochs=epochs, accelerator="cpu", batches=rollouts)
     return policy
 
 
@@ -277,7 +277,7 @@ def test_a_warm_start_is_within_a_point_of_the_planted_optimum(planted, tmp_path
         WarmStart(policy, partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.01)),
         tmp_path,
         epochs=10,
-        device="cpu",
+        accelerator="cpu",
         tensors=[train.observations[nodes], labels],
         batch_size=64,
     )

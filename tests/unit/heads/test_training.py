@@ -161,7 +161,7 @@ def test_heads_learn_a_permutation_step_by_step(cls, tmp_path):
     # The states foresee nothing here, so that the target's own law would teach nonsense.
     module = training(drafter, target, texts, kd_weight=0.0)
     places = [torch.arange(len(tokens))]
-    fit(module, tmp_path / "fit", epochs=30, device="cpu", tensors=places, batch_size=3)
+    fit(module, tmp_path / "fit", epochs=30, accelerator="cpu", tensors=places, batch_size=3)
     ranks, _ = true_ranks(drafter.eval(), target, texts, "cpu")
     assert not ranks.any()
     batch = texts.batch([0])
@@ -175,7 +175,14 @@ def test_heads_learn_a_permutation_step_by_step(cls, tmp_path):
 def test_the_target_is_neither_trained_nor_stored(tiny_llama, texts, target, tmp_path):
     before = {name: value.clone() for name, value in tiny_llama.state_dict().items()}
     module = training(Amphista(tiny_config("llama")), target, texts)
-    fit(module, tmp_path / "fit", epochs=2, device="cpu", tensors=[torch.arange(7)], batch_size=4)
+    fit(
+        module,
+        tmp_path / "fit",
+        epochs=2,
+        accelerator="cpu",
+        tensors=[torch.arange(7)],
+        batch_size=4,
+    )
     for name, value in tiny_llama.state_dict().items():
         assert torch.equal(value, before[name])
     stored = torch.load(tmp_path / "fit" / "last.ckpt", weights_only=True)
@@ -186,7 +193,14 @@ def test_the_target_is_neither_trained_nor_stored(tiny_llama, texts, target, tmp
 
 def test_attention_is_taught_more_slowly(texts, target, tmp_path):
     module = training(Amphista(tiny_config("llama")), target, texts, attention_scale=0.25)
-    fit(module, tmp_path / "fit", epochs=1, device="cpu", tensors=[torch.arange(7)], batch_size=7)
+    fit(
+        module,
+        tmp_path / "fit",
+        epochs=1,
+        accelerator="cpu",
+        tensors=[torch.arange(7)],
+        batch_size=7,
+    )
     quick, slow = module.optimizers().param_groups
     assert slow["initial_lr"] == 0.25 * quick["initial_lr"] == 0.25 * 3e-3
     counted = len(quick["params"]) + len(slow["params"])
@@ -199,12 +213,11 @@ def test_it_is_judged_before_an_epoch_and_every_so_many_steps(texts, target, tmp
         module,
         tmp_path / "fit",
         epochs=2,
-        device="cpu",
+        accelerator="cpu",
         tensors=[torch.arange(7)],
         batch_size=2,
-        curve=tmp_path / "curve.csv",
     )
-    rows = [line.split(",") for line in (tmp_path / "curve.csv").read_text().split()[1:]]
+    rows = [line.split(",") for line in (tmp_path / "fit" / "curve.csv").read_text().split()[1:]]
     known = {(int(step), name) for step, name, _ in rows}
     assert {(1, "heldout/top1/1"), (4, "heldout/top1/1"), (5, "heldout/top1/1")} <= known
     assert {(step, "loss") for step in range(1, 9)} <= known

@@ -50,7 +50,7 @@ def learner(problem, heldout, steps, mode="counterfactual"):
 
 
 def learn(module, folder, steps):
-    fit(module, folder, epochs=1, device="cpu", tensors=[torch.arange(steps)])
+    fit(module, folder, epochs=1, accelerator="cpu", tensors=[torch.arange(steps)])
     return module
 
 
@@ -140,7 +140,7 @@ def test_the_whole_model_trains_its_orders_and_nothing_else(mode, loss, tmp_path
     module, model, windows = model_learner(mode, loss)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     costs = [order.costs.detach().clone() for order in module.orders]
-    fit(module, tmp_path, epochs=2, device="cpu", tensors=[windows], batch_size=2)
+    fit(module, tmp_path, epochs=2, accelerator="cpu", tensors=[windows], batch_size=2)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert all(
         not torch.equal(old, order.costs) for old, order in zip(costs, module.orders, strict=True)
@@ -163,7 +163,7 @@ def test_before_the_first_step_hard_orders_are_the_plain_pruner(tmp_path):
 
 def test_an_interrupted_learning_ends_the_same(tmp_path):
     whole, _, windows = model_learner("soft", "next_token", steps=4)
-    options = {"device": "cpu", "tensors": [windows], "batch_size": 1}
+    options = {"accelerator": "cpu", "tensors": [windows], "batch_size": 1}
     fit(whole, tmp_path / "whole", epochs=2, **options)
     first, _, _ = model_learner("soft", "next_token", steps=4)
     fit(first, tmp_path / "parts", epochs=1, **options)
