@@ -76,7 +76,18 @@ def verdicts(data: Comparison) -> dict[str, list[Verdict]]:
         "SDS against one-shot pruning": oneshot,
         "SDS against controls without a re-dense step": controls,
         "The re-dense model": redense,
+        "A searched order of channels, folded in": _folded(data),
     }
+
+
+def _folded(data: Comparison) -> list[Verdict]:
+    """Whether an order of channels helps what was made without one."""
+    found: list[Verdict] = []
+    for row in data.rows:
+        plain = data.find(row.base, row.variant.removeprefix("folded/"), row.pattern)
+        if plain is not None and plain is not row:
+            found += _against(data, row, plain, f"{row.method}, beats {plain.method}", paper=False)
+    return found
 
 
 def answer(data: Comparison) -> str:
@@ -112,7 +123,7 @@ def _against(data: Comparison, row: Row, other: Row, claim: str, *, paper: bool)
     """Verdicts on perplexity and, where both were measured, on accuracy."""
     change = data.relative(row, other)
     cost = "" if paper else f" It takes {row.seconds} against {other.seconds}."
-    differs = conditions(data, row)
+    differs = conditions(data, row) if paper else ()
     found = [
         judge(
             f"{claim} in perplexity.",
