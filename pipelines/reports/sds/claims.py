@@ -18,13 +18,9 @@ PAPER_RUN = {
     "test text": "wikitext, windows of 2048",
 }
 JUDGED = (
-    "Verdicts rest on 95 % intervals over test documents or items for one calibration seed. "
-    "Another calibration draw moves perplexities and their differences, so a difference in "
-    f"perplexity counts only where its interval clears {SEED_MARGIN:g} %, one in accuracy where it "
-    "excludes zero; several seeds in one report: make sds-seeds. Claims of the paper are "
-    "reproduced only under its conditions; those that differ here stand beside the outcome. "
-    "Supported and not supported without more are about our controls, which the paper does not "
-    "have."
+    "One calibration seed: another draw moves perplexities and their differences, so a difference "
+    f"in perplexity counts only where its interval clears {SEED_MARGIN:g} %, one in accuracy where "
+    "it excludes zero; several seeds in one report: make sds-seeds."
 )
 
 
