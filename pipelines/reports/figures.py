@@ -95,8 +95,11 @@ def lines(
                 whole_ticks(axes.xaxis)
         grid[0][0].set_ylabel(y[1])
         yield grid[0]
-        if len(values) > 1:
+        if 1 < len(values) < 5:
             grid[0][-1].legend(fontsize=9)
+        elif len(values) > 4:  # they would hide what they name
+            handles = grid[0][0].get_legend_handles_labels()
+            grid[0][0].figure.legend(*handles, loc="outside lower center", ncols=3, fontsize=9)
     write_csv(folder, name, rows)
 
 

@@ -55,8 +55,7 @@ class Paired:
         if not self.knows(arm, top, bottom):
             return None
         return self._positive(
-            self.values(arm, top, bottom),
-            lambda m: scale * m[..., 0] / np.maximum(m[..., 1], 1e-9),
+            self.values(arm, top, bottom), lambda m: scale * m[..., 0] / np.maximum(m[..., 1], 1e-9)
         )
 
     def ratio_over(self, arm: str, other: str, top: str, bottom: str) -> Interval:

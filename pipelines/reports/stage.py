@@ -23,6 +23,12 @@ _SMOKE = (
     "This is a smoke run: a tiny random model on random sentences. It shows that the machinery "
     "works; its figures mean nothing. No verdicts at smoke scale."
 )
+_JUDGED = (
+    "Verdicts rest on 95 % intervals over test documents, prompts or problems, of paired "
+    "differences. Claims of the paper are reproduced only under its conditions; those that differ "
+    "here stand beside the outcome. Supported and not supported without more are about goals and "
+    "controls of ours. {more}"
+)
 
 
 @dataclass(frozen=True)
@@ -35,7 +41,7 @@ class Findings:
             empty if what it needs is missing.
         main: what the answer rests on.
         verdicts: group of claims -> one verdict for each claim.
-        judged: how the verdicts are to be read.
+        judged: what more must be known to read the verdicts.
         sections: title -> what stands there; None and empty sections are left out.
         rows: of `results.json`.
         conditions: of the run that differ from the paper's.
@@ -98,7 +104,7 @@ class ReportStage(Stage):
         if found.verdicts and not smoke:
             page.add(Heading("Verdicts"))
             page.add(*(Verdicts(*group) for group in found.verdicts.items() if group[1]))
-            page.add(Text(found.judged) if found.judged else None)
+            page.add(Text(_JUDGED.format(more=found.judged).rstrip()))
         made = make_table(
             [row.plain for row in found.rows],
             Column("Row", lambda row: row["title"]),

@@ -85,7 +85,7 @@ def make_table(
                 for place, (row, cell) in enumerate(zip(rows, cells, strict=True))
                 if isinstance(cell, Interval | float | int) and ranked(row)
             }
-            leading = column.best(values.values()) if len(values) > 1 else None
+            leading = column.best(values.values()) if len(set(values.values())) > 1 else None
             best |= {(place, len(kept)) for place, value in values.items() if value == leading}
         kept.append(column.title)
         for line, cell in zip(lines, cells, strict=True):

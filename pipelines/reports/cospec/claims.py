@@ -105,17 +105,17 @@ def answer(studies: Sequence[Study]) -> str:
             for rule in (best, "random", "self_rl", "warm")
             if study.gain(rule, "cospec").value > 0
         ]
+        share = {rule: 100 * study.share(rule).value for rule in ("cospec", "target", best)}
         said = (
-            f"on {study.name} the target is right in {_percent(study.share('target'))} % of "
-            f"{study.right['target'].shape[1]:,} test problems and arbitration in "
-            f"{_percent(study.share('cospec'))} % ({_points(study.gain('cospec'))}; best rule of "
-            f"one number, {TITLES[best]}: {_percent(study.share(best))} %; self-arbitration: "
-            f"{_percent(study.share('self_rl'))} %)"
+            f"On {study.name} arbitration is right in {share['cospec']:.1f} % of "
+            f"{study.right['target'].shape[1]:,} test problems and the target alone in "
+            f"{share['target']:.1f} % ({_points(study.gain('cospec'))}); the best rule of one "
+            f"number ({TITLES[best]}) in {share[best]:.1f} %"
         )
         if ahead:
-            said = f"{said}, and these controls are ahead of it: {', '.join(ahead)}"
-        parts.append(said)
-    return f"Here: {'; '.join(parts)}."
+            said += f"; these controls are ahead of it: {', '.join(ahead)}"
+        parts.append(f"{said}.")
+    return " ".join(parts)
 
 
 WHAT_IT_SHOWS = (

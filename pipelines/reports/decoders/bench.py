@@ -134,9 +134,7 @@ def speed_table(bench: Bench) -> Table:
             "+.3f",
         ),
         Column(
-            "right answers, %",
-            lambda arm: right.mean(arm, "correct") if answers else None,
-            ".0%",
+            "right answers, %", lambda arm: right.mean(arm, "correct") if answers else None, ".0%"
         ),
         note=f"{INTERVALS}, over prompts; comparisons are paired by prompt. Speeds count "
         "output tokens, cut at the end of the text and at the budget, over the whole time, prompt "

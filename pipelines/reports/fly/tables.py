@@ -17,8 +17,8 @@ from effllm.pipelines.reports.results import ResultRow
 from effllm.pipelines.reports.table import Column, columns, make_table
 
 
-def gate_table(bench: Bench) -> Table:
-    """How often the gate is open at mismatches, and the quantiles of its measure."""
+def gate_table(bench: Bench) -> Table | None:
+    """How often the gate is open at mismatches, and its quantiles; None if nothing was judged."""
     events = {
         arm: [event for row in mine for event in row.get("events", [])]
         for arm, mine in bench.arms.items()
@@ -31,8 +31,11 @@ def gate_table(bench: Bench) -> Table:
     def kept(arm: str) -> float:
         return float(np.mean([event["loosened"] for event in events[arm]]))
 
+    judged = [arm for arm in bench.arms if len(gates[arm])]
+    if not judged:
+        return None
     return make_table(
-        [arm for arm in bench.arms if len(gates[arm])],
+        judged,
         Column("Arm", lambda arm: bench.about[arm].title),
         Column("mismatches", lambda arm: str(len(gates[arm]))),
         Column("at least 0.3 nats, %", lambda arm: float(np.mean(gates[arm] >= 0.3)), ".0%"),

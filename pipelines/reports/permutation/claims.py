@@ -19,11 +19,10 @@ PAPER_RUN = {
 
 
 JUDGED = (
-    "Verdicts rest on 95 % intervals over test documents for one calibration seed; a difference "
-    f"counts only where its interval clears {SEED_MARGIN:g} %, which covers another calibration "
-    "draw as measured for SDS. Scores are those of the dense model, measured once, as in the "
-    "paper; “inputs measured again” is Wanda as its authors run it, on the inputs of the blocks "
-    "that are pruned already, and so is SparseGPT."
+    "One calibration seed: a difference counts only where its interval clears "
+    f"{SEED_MARGIN:g} %, which covers another calibration draw as measured for SDS. Scores are "
+    "those of the dense model, measured once, as in the paper; “inputs measured again” is Wanda as "
+    "its authors run it, on the inputs of the blocks that are pruned already, and so is SparseGPT."
 )
 _SEARCH = "gather/loss_swaps"
 # Group of claims -> claim, variant, the variant that it is claimed to beat.

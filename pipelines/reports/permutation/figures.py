@@ -24,7 +24,7 @@ _DRAWN = ("gather/ria", "gather/swaps", "gather/loss_swaps", "gather/jointly", "
 
 def draw_errors(data: Comparison, results: Results, folder: Path, pattern: str) -> Figure | None:
     """Held-out error by what reads a site, as a share of the error without an order."""
-    table = _shares(data, results, pattern, "site", lambda site: site.rpartition(".")[2])
+    table = _shares(data, results, pattern, "site", lambda site: site.partition(".")[2])
     if not table:
         return None
     orders, sites = (list(dict.fromkeys(row[key] for row in table)) for key in ("order", "site"))
@@ -36,7 +36,7 @@ def draw_errors(data: Comparison, results: Results, folder: Path, pattern: str) 
             axes.bar(left, list(shares.values()), width, label=order, color=colour)
         axes.axhline(1.0, color="#7f7f7f", linestyle="--", linewidth=1)
         axes.set_ylim(0, 1.4)  # room for the legend
-        axes.set_xticks(range(len(sites)), sites)
+        axes.set_xticks(range(len(sites)), [site.rpartition(".")[2] for site in sites])
         axes.set_ylabel(_SHARE)
         axes.legend(ncols=2, fontsize=9)
     write_csv(folder, "errors", table)

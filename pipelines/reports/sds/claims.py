@@ -18,13 +18,9 @@ PAPER_RUN = {
     "test text": "wikitext, windows of 2048",
 }
 JUDGED = (
-    "Verdicts rest on 95 % intervals over test documents or items for one calibration seed. "
-    "Another calibration draw moves perplexities and their differences, so a difference in "
-    f"perplexity counts only where its interval clears {SEED_MARGIN:g} %, one in accuracy where it "
-    "excludes zero; several seeds in one report: make sds-seeds. Claims of the paper are "
-    "reproduced only under its conditions; those that differ here stand beside the outcome. "
-    "Supported and not supported without more are about our controls, which the paper does not "
-    "have."
+    "One calibration seed: another draw moves perplexities and their differences, so a difference "
+    f"in perplexity counts only where its interval clears {SEED_MARGIN:g} %, one in accuracy where "
+    "it excludes zero; several seeds in one report: make sds-seeds."
 )
 
 
@@ -76,7 +72,18 @@ def verdicts(data: Comparison) -> dict[str, list[Verdict]]:
         "SDS against one-shot pruning": oneshot,
         "SDS against controls without a re-dense step": controls,
         "The re-dense model": redense,
+        "A searched order of channels, folded in": _folded(data),
     }
+
+
+def _folded(data: Comparison) -> list[Verdict]:
+    """Whether an order of channels helps what was made without one."""
+    found: list[Verdict] = []
+    for row in data.rows:
+        plain = data.find(row.base, row.variant.removeprefix("folded/"), row.pattern)
+        if plain is not None and plain is not row:
+            found += _against(data, row, plain, f"{row.method}, beats {plain.method}", paper=False)
+    return found
 
 
 def answer(data: Comparison) -> str:
@@ -112,7 +119,7 @@ def _against(data: Comparison, row: Row, other: Row, claim: str, *, paper: bool)
     """Verdicts on perplexity and, where both were measured, on accuracy."""
     change = data.relative(row, other)
     cost = "" if paper else f" It takes {row.seconds} against {other.seconds}."
-    differs = conditions(data, row)
+    differs = conditions(data, row) if paper else ()
     found = [
         judge(
             f"{claim} in perplexity.",

@@ -58,18 +58,18 @@ def draw_histograms(data: Comparison, folder: Path, base: str, pattern: str) -> 
     with figure(folder, "weights", size=(10, 2.9), panels=len(rows), sharey=True) as panels:
         for axes, (title, histogram) in zip(panels, shown.items(), strict=True):
             counts = np.array(histogram["counts"], dtype=float)
-            shares = 100 * counts / counts.sum()
+            shares = counts / counts.sum()
             edges = np.linspace(-histogram["limit"], histogram["limit"], len(counts) + 1)
             centres = (edges[1:] + edges[:-1]) / 2
-            axes.fill_between(centres, 0, shares, step="mid", color=COLOURS[0])
+            axes.fill_between(centres, 0, 100 * shares, step="mid", color=COLOURS[0])
             axes.set_ylim(0, _CUT)
-            if shares.max() > _CUT:
-                axes.text(0.03, 0.88, f"{shares.max():.0f} % at zero", fontsize=9,
+            if 100 * shares.max() > _CUT:
+                axes.text(0.03, 0.88, f"{100 * shares.max():.0f} % at zero", fontsize=9,
                           transform=axes.transAxes)  # fmt: skip
             axes.set_title(title, fontsize=11)
             axes.set_xlabel("weight")
             table += [
-                {"stage": title, "weight": float(x), "share": float(y) / 100}
+                {"stage": title, "weight": float(x), "share": float(y)}
                 for x, y in zip(centres, shares, strict=True)
             ]
         panels[0].set_ylabel("% of weights")

@@ -118,18 +118,23 @@ def reading_verdicts(benched: Artifact) -> list[Verdict]:
 
 
 def answer(study: Study, answers: Study) -> str:
-    """Bytes and loss of SparK at a ratio of 0.8, and whether as many bytes are better used."""
+    """Bytes and loss of SparK at a ratio of 0.8, and what as many bytes buy in 4-bit keys."""
     if not study.has("spark_80", "int4"):
         return ""
-    loss = show(study.perplexity_change("spark_80", "dense"), "+.1%")
-    said = f"At r = 0.8 the cache holds {100 * study.saving('spark_80'):.1f} % fewer bytes: {loss} "
-    said += "% perplexity"
-    asked = _asked(study, answers, "spark_80", "dense")
-    change, full = asked.score_change("spark_80", "dense"), asked.score("dense")
-    if change is not None and full is not None:
-        points = show(change, "+.1%")
-        said += f" and {points} points of {100 * full.value:.1f} % answers"
-    return f"{said}. {region(study)}"
+    lost = [f"{show(study.perplexity_change('spark_80', 'dense'), '+.1%')} % perplexity"]
+    asked = _asked(study, answers, "spark_80", "dense", "int4")
+    points, full = asked.score_change("spark_80", "dense"), asked.score("dense")
+    if points is not None and full is not None:
+        lost.append(f"{show(points, '+.1%')} points of {100 * full.value:.1f} % answers")
+    against = [f"{show(study.texts.change('spark_80', 'int4', 'kl'), '+.4f')} nats of KL"]
+    points = asked.score_change("spark_80", "int4")
+    if points is not None:
+        against.append(f"{show(points, '+.1%')} points of answers")
+    return (
+        f"At r = 0.8 the cache holds {100 * study.saving('spark_80'):.1f} % fewer bytes: "
+        f"{' and '.join(lost)}. Against 4-bit keys, at {study.bytes_ratio('spark_80', 'int4'):.2f} "
+        f"of their bytes, it has {' and '.join(against)}."
+    )
 
 
 def region(study: Study) -> str:

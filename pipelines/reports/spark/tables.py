@@ -25,9 +25,7 @@ def quality_table(study: Study, note: str = "") -> Table:
         Column("saved, %", _but_dense(study.saving), ".1%"),
         Column("KL, nats", lambda arm: study.texts.mean(arm, "kl"), ".4f"),
         Column(
-            "perplexity, %",
-            _but_dense(lambda arm: study.perplexity_change(arm, "dense")),
-            "+.1%",
+            "perplexity, %", _but_dense(lambda arm: study.perplexity_change(arm, "dense")), "+.1%"
         ),
         Column("same top token, %", lambda arm: study.texts.mean(arm, "agree").value, ".1%"),
         Column("answers, %", study.score, ".1%"),

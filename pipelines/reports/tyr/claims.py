@@ -28,13 +28,10 @@ _PAPER_SEARCH = {"guided generations": 0, "rounds": 4}
 # What a small machine should gain at half the units; ours.
 _DECODE_GOAL, _PREFILL_GOAL = 1.35, 1.5
 JUDGED = (
-    "Verdicts rest on 95 % intervals over test documents, of differences paired by window, or over "
-    "rounds of timing, for one calibration and search seed. Another draw moves the figures too, so "
-    f"a difference in perplexity counts only where its interval clears {SEED_MARGIN:g} %. Searches "
-    "judge on the text that all methods prune on, never on the held-out or test text. Claims of "
-    "the paper are reproduced only under its conditions; those that differ here stand beside the "
-    "outcome. Supported and not supported without more are about our own goals and controls, and "
-    "about sparsities that the paper has no such figure for."
+    "One calibration and search seed: another draw moves the figures, so a difference in "
+    f"perplexity counts only where its interval clears {SEED_MARGIN:g} %. Searches judge on the "
+    "text that all methods prune on, never on the held-out or test text. Intervals of speeds are "
+    "over rounds of timing. The paper has no such figures at some of the sparsities."
 )
 
 

@@ -74,10 +74,7 @@ class ReportTyr(_ReportOnTyr):
                 "Held-out perplexity": [perplexity_table(data, removed, "heldout")],
                 "Speed": [speed_table(speeds, timed), draw.draw_pareto(data, speeds, figures)],
                 "Where units were removed": [draw.draw_allocations(data, results, figures)],
-                "The search": [
-                    draw.draw_fitness(searched, figures),
-                    tables.effort_table(searched),
-                ],
+                "The search": [draw.draw_fitness(searched, figures), tables.effort_table(searched)],
             },
             provenance=tables.largest(results),
         )

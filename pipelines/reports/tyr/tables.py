@@ -42,7 +42,7 @@ def detail_table(data: Comparison, sparsity: str) -> Table:
             lambda row: data.relative(row, best) if best and row is not best else None,
             "+",
         ),
-        Column("Held-out ppl", lambda row: data.perplexity(row, "heldout").value, best=min),
+        Column("Held-out ppl", lambda row: data.perplexity(row, "heldout"), best=min),
         Column(
             "KL from dense",
             lambda row: (
