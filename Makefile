@@ -9,7 +9,7 @@ RUN     = $(VENV)/bin/effllm run
 PAPERS  = $(basename $(notdir $(wildcard conf/paper/*.yaml)))
 TARGETS = $(subst _,-,$(PAPERS))
 
-.PHONY: help install $(TARGETS) smoke test test-all check bench bench-exactness clean
+.PHONY: help install $(TARGETS) smoke test test-all check bench bench-exactness clean clean-results
 
 help:            ## list the targets
 	@grep -hE '^[a-z-]+: *.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 18
@@ -62,5 +62,9 @@ $(VENV)-peer/installed:
 	$(VENV)-peer/bin/pip install --quiet llmcompressor==0.14.0.1 torch==2.13.0
 	touch $@
 
-clean:           ## remove .venv and outputs
-	rm -rf $(VENV) outputs
+clean:           ## remove .venv; results stay
+	rm -rf $(VENV) $(VENV)-peer
+
+clean-results:   ## remove all results, after asking
+	@printf 'Remove all results (%s)? [y/N] ' "$$(du -sh outputs 2>/dev/null)"; read -r answer; \
+	if [ "$$answer" = y ]; then rm -rf outputs; else echo 'Nothing was removed.'; fi

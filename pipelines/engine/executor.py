@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import gc
 import logging
+import shlex
 import sys
 import time
 from collections.abc import Mapping
@@ -33,7 +34,12 @@ from effllm.pipelines.engine.graph import (
 )
 from effllm.pipelines.engine.identity import SCHEMA
 from effllm.pipelines.engine.interrupts import raise_if_asked
-from effllm.pipelines.engine.planning import Options, plan_statuses, stale_instances
+from effllm.pipelines.engine.planning import (
+    Options,
+    estimated_seconds,
+    plan_statuses,
+    stale_instances,
+)
 from effllm.pipelines.engine.store import Store, live_run
 from effllm.pipelines.engine.tracking import Logger, StageLabels
 from effllm.pipelines.engine.work_folder import (
@@ -73,6 +79,7 @@ class Run:
         logger: makes trackers.
         display: shows progress.
         options: run controls.
+        command: what was typed, for manifests.
     """
 
     instances: list[Instance]
@@ -82,6 +89,7 @@ class Run:
     logger: Logger
     display: Display
     options: Options
+    command: str = field(default_factory=lambda: shlex.join(["effllm", *sys.argv[1:]]))
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     _made: set[str] = field(default_factory=set)  # digests computed by this run
 
@@ -110,7 +118,8 @@ class Run:
                 except DataError as error:
                     raise DataError(f"{instance.name}: {error}") from error
         stages = build_stages(needed)
-        self.display.begin([(one.name, one.stage) for one in needed], len(self.instances))
+        seconds = estimated_seconds(self.instances, self.store)
+        self.display.begin({one.name: seconds[one.name] for one in needed}, len(self.instances))
         failures: list[str] = []
         checked = False
         try:
@@ -315,7 +324,7 @@ class Run:
                     "peak_rss_bytes": provenance.peak_memory(),
                     "peak_device_bytes": provenance.peak_device_memory(self.options.device),
                 },
-                "command": " ".join(["effllm", *sys.argv[1:]]),
+                "command": self.command,
                 "tracking": {"run_id": getattr(getattr(tracker, "run", None), "id", None)},
             }
             published = self.store.publish(work, manifest)
