@@ -1,4 +1,5 @@
-# effllm: `make sds` reproduces a paper, `make test` runs the tests. Both install what they need.
+# effllm: `make demo` is a first look, `make sds` reproduces a paper, `make test` runs the tests.
+# All install what they need.
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -9,7 +10,7 @@ RUN     = $(VENV)/bin/effllm run
 PAPERS  = $(basename $(notdir $(wildcard conf/paper/*.yaml)))
 TARGETS = $(subst _,-,$(PAPERS))
 
-.PHONY: help install $(TARGETS) smoke test test-all check bench bench-exactness clean
+.PHONY: help install $(TARGETS) smoke test test-all check bench bench-exactness docs clean clean-results
 
 help:            ## list the targets
 	@grep -hE '^[a-z-]+: *.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 18
@@ -62,5 +63,13 @@ $(VENV)-peer/installed:
 	$(VENV)-peer/bin/pip install --quiet llmcompressor==0.14.0.1 torch==2.13.0
 	touch $@
 
-clean:           ## remove .venv and outputs
-	rm -rf $(VENV) outputs
+docs: install    ## the documents as a site in build/site; a broken link fails
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(VENV)/bin/mkdocs build --strict --quiet
+
+clean:           ## remove .venv; results stay
+	rm -rf $(VENV) $(VENV)-peer
+
+clean-results:   ## remove all results, after asking
+	@printf 'Remove all results (%s)? [y/N] ' "$$(du -sh outputs 2>/dev/null)"; read -r answer; \
+	if [ "$$answer" = y ]; then rm -rf outputs; else echo 'Nothing was removed.'; fi

@@ -5,4 +5,16 @@ This package is an import root of links; the code lives in the folders `modules`
 two names yields two different classes.
 """
 
+from typing import Any
+
 __version__ = "0.1.0"
+_SHORTCUTS = ("prune", "compress_cache", "decoder")
+
+
+def __getattr__(name: str) -> Any:
+    """The shortcuts for notebooks; torch is imported when one is first asked for."""
+    if name in _SHORTCUTS:
+        from effllm.modules import shortcuts
+
+        return getattr(shortcuts, name)
+    raise AttributeError(f"module 'effllm' has no attribute {name!r}")

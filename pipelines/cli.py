@@ -1,43 +1,17 @@
-"""The command line: `effllm <verb> …`.
+"""The command line: `effllm <verb> …`, with every failure told in a line, and exit codes.
 
-`run` and `plan` take Hydra overrides (`effllm run paper=sds scale=cpu`); the other verbs look at
-the store. Nothing here imports torch, so help and plans appear at once.
+The verbs are in `commands/verbs.py`. Nothing here imports torch, so help and plans appear at once.
 """
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import NoReturn
 
-from effllm import __version__
-from effllm.modules.errors import ArtifactError, ConfigError, EffLLMError
+from effllm.modules.errors import ConfigError, EffLLMError
 from effllm.pipelines.engine import interrupts
-
-USAGE = """\
-effllm <verb> [options]
-
-  run     KEY=VALUE…   run a pipeline:      effllm run paper=sds scale=cpu
-                       sweep with -m:       effllm run -m paper=sds seed=0,1,2
-  plan    KEY=VALUE…   show what a run would do, without doing it
-  generate PROMPT      continue a text: effllm generate "Why is the sky blue?" decoder=lookup
-  ls      [STAGE]      list stored results
-  show    REF          one result: configuration, inputs, metrics, files
-  diff    REF REF      what differs between two results
-  verify  [REF…]       check stored files against their checksums
-  gc      [--yes]      remove results that no run refers to, and abandoned work
-  doctor               check this machine and what is installed
-  report  [NAME]       list reports, or print one
-
-REF is [STAGE/]DIGEST-PREFIX. Options that several verbs take: --outputs DIR, --json. With
---traceback an error shows where it arose.
-Configuration groups and papers: effllm run --help. Exit codes: 0 done, 1 failed,
-130 interrupted (the same command resumes).
-"""
 
 
 def entry() -> None:
@@ -75,43 +49,26 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _run_verb(arguments: list[str]) -> int:
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(USAGE, end="")
-        return 0
-    if arguments[0] == "--version":
-        print(__version__)
-        return 0
-    verb, rest = arguments[0], arguments[1:]
-    if verb == "run":
-        from effllm.pipelines.commands.launch import run_command
+    from typer.exceptions import Exit, TyperException
+    from typer.main import get_command
 
-        return run_command(rest)
-    if verb == "plan":
-        from effllm.pipelines.commands.launch import plan_command
+    from effllm.pipelines.commands.verbs import app
 
-        return plan_command(rest)
-    if verb == "generate":
-        from effllm.pipelines.commands.generate import generate_command
-
-        return generate_command(rest)
-    from effllm.pipelines.commands import inspect_store
-
-    handler = inspect_store.VERBS.get(verb)
-    if handler is None:
-        raise ConfigError(f"unknown verb {verb!r}; see effllm --help")
-    parser = Parser(prog=f"effllm {verb}", description=handler.__doc__)
-    parser.add_argument(
-        "--outputs",
-        default="outputs",
-        type=os.path.expanduser,
-        help="output folder (default: outputs)",
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON for scripts")
-    inspect_store.add_arguments(verb, parser)
-    options = parser.parse_args(rest)
-    if options.outputs != parser.get_default("outputs") and not Path(options.outputs).is_dir():
-        raise ArtifactError(f"--outputs {options.outputs}: there is no such folder")
-    return handler(options)
+    program = get_command(app)
+    if "_EFFLLM_COMPLETE" in os.environ:  # the shell asks at a TAB
+        program.main(prog_name="effllm")
+    if not arguments or arguments[0] == "help":
+        arguments = [*arguments[1:], "--help"]
+    try:
+        with program.make_context("effllm", arguments) as context:
+            return int(program.invoke(context))
+    except Exit as end:
+        return end.exit_code
+    except TyperException as error:
+        verb = getattr(error, "ctx", None)
+        path = verb.command_path if verb else "effllm"
+        message = error.format_message().rstrip(".")
+        raise ConfigError(f"{path}: {message}; see {path} --help") from error
 
 
 def _lines(error: Exception) -> list[str]:
@@ -146,11 +103,3 @@ def _give_up_output() -> None:
         sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-class Parser(argparse.ArgumentParser):
-    """Arguments of one verb."""
-
-    def error(self, message: str) -> NoReturn:
-        """One line and exit code 1, as for every other error."""
-        raise ConfigError(f"{self.prog}: {message}; see {self.prog} --help")

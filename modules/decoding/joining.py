@@ -13,8 +13,8 @@ from effllm.modules.heads.loaded import LoadedHeads
 from effllm.modules.inference.runner import ModelRunner
 
 NEEDS_DRAFT = (
-    "this decoder needs a draft model: draft=first_layers, or draft=checkpoint "
-    "draft.ref=<stage>/<digest>"
+    "this decoder needs a draft model: draft=checkpoint draft.ref=distill_draft/<digest>, which "
+    "paper=fly makes; decoder=lookup needs none"
 )
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lm_eval.evaluator import simple_evaluate
+from lm_eval import evaluator
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from torch import Tensor
@@ -85,7 +85,8 @@ def evaluate_tasks(
 
 
 def quieten_harness() -> None:
-    """Hide the harness's advice for its own command line."""
+    """Hide the harness's advice for its own command line, and git's complaint outside of a tree."""
+    evaluator.get_git_commit_hash = lambda: None  # nobody reads it, and manifests have ours
     for name in ("lm_eval", "lm_eval.models.huggingface"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
@@ -107,7 +108,7 @@ def run_tasks(
         include_path=None if include_path is None else str(include_path),
         include_defaults=include_defaults,
     )
-    results: Any = simple_evaluate(
+    results: Any = evaluator.simple_evaluate(
         model=adapter,
         tasks=list(tasks),
         task_manager=manager,

@@ -6,9 +6,7 @@ before "=" names one; the rest is the prompt. Nothing here imports torch.
 
 from __future__ import annotations
 
-import argparse
 import difflib
-import os
 import re
 import sys
 from collections.abc import Sequence
@@ -20,20 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from effllm.modules.errors import ConfigError
 from effllm.modules.ranges import NonEmpty, NonNegativeInt, PositiveInt
-from effllm.pipelines.cli import Parser
 
-EXAMPLES = """\
-settings, as key=value (conf/generate.yaml lists them):
-  decoder=lookup|plain|fly|margin|typical|draft|draft_tree|draft_fly|amphista
-  draft=none|first_layers|checkpoint   model=…   dtype=float32   max_new_tokens=256   seed=0
-
-  effllm generate "What is 2+2=?" decoder=plain
-  effllm generate --file question.txt
-  git diff | effllm generate system="Say in one line what changed."
-
-Prompt and system message are taken as they are. prompt=… gives a prompt that looks like a setting
-or begins with "-".
-"""
 _SETTING = re.compile(r"\+{0,2}~?[\w./@-]+(?==)")
 _LITERAL = ("prompt", "system")
 
@@ -113,32 +98,25 @@ class Asked:
     overrides: list[str]
 
 
-def read_arguments(arguments: Sequence[str]) -> Asked:
+def read_arguments(words: Sequence[str], file: Path | None = None) -> Asked:
     """Tell prompt and settings apart.
 
     Args:
-        arguments: PROMPT, `-` for standard input, `--file PATH`, `key=value`.
+        words: the prompt, or `-` for standard input, and `key=value`.
+        file: holds the prompt instead.
 
     Raises:
         ConfigError: for no prompt, more than one, one that is empty or no text, or a misspelt key.
     """
-    parser = Parser(
-        prog="effllm generate",
-        usage="effllm generate PROMPT|-|--file PATH [KEY=VALUE…]",
-        description="Continue a text.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "words", nargs="*", metavar="PROMPT", help="the text; - reads it from a pipe"
-    )
-    parser.add_argument("--file", type=os.path.expanduser, help="read the prompt from this file")
-    options = parser.parse_intermixed_args(arguments)
+    unknown = [word for word in words if re.fullmatch(r"-\S+", word)]
+    if unknown:
+        raise ConfigError(
+            f"unrecognized arguments: {' '.join(unknown)}; see effllm generate --help"
+        )
     literal: dict[str, str] = {}
     overrides: list[str] = []
     prompts: list[str] = []
-    for word in options.words:
+    for word in words:
         name, _, value = word.partition("=")
         if "=" in word and name in _LITERAL and word != "system=null":
             literal[name] = value
@@ -148,14 +126,14 @@ def read_arguments(arguments: Sequence[str]) -> Asked:
             prompts.append(word)
     if "prompt" in literal:
         prompts.append(literal["prompt"])
-    if len(prompts) + (options.file is not None) > 1:
+    if len(prompts) + (file is not None) > 1:
         raise ConfigError(
             f"one prompt at a time, found {', '.join(map(repr, prompts))}"
-            f"{' and --file' if options.file is not None else ''}; put a prompt of several words "
+            f"{' and --file' if file is not None else ''}; put a prompt of several words "
             'in quotes: effllm generate "Why is the sky blue?"; --help lists the settings'
         )
-    if options.file is not None:
-        prompt = _read_file(options.file)
+    if file is not None:
+        prompt = _read_file(file.expanduser())
     elif prompts and (prompts[0] != "-" or "prompt" in literal):
         prompt = prompts[0]
     elif prompts or (sys.stdin is not None and not sys.stdin.isatty()):
@@ -208,9 +186,9 @@ def _is_setting(word: str) -> bool:
     return key in known
 
 
-def _read_file(path: str) -> str:
+def _read_file(path: Path) -> str:
     try:
-        return _decoded(Path(path).read_bytes(), path)
+        return _decoded(path.read_bytes(), str(path))
     except OSError as error:
         raise ConfigError(f"--file {path}: {error.strerror}") from error
 

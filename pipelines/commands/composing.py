@@ -18,14 +18,15 @@ from omegaconf.errors import OmegaConfBaseException
 from effllm.modules.errors import ConfigError
 from effllm.modules.trainer import MACHINE_KEYS, TrainerConfig
 from effllm.pipelines.commands import schema
+from effllm.pipelines.commands.catalogue import CONF_DIR
 from effllm.pipelines.engine.building import faults, one_a_line, suggestion
+from effllm.pipelines.engine.graph import ARTIFACT_PREFIX
 from effllm.pipelines.engine.processor import (
     computes_in_bfloat16,
     settle_types,
     wanted_device,
 )
 
-CONF_DIR = str(Path(__file__).resolve().parents[2] / "conf")
 _SECTIONS = ("execute", "paths", "trainer", "logger", "budget", "run")
 # Overrides that a report's name leaves out: they change no results, or stand in it anyway.
 _NOT_TOLD = ("execute", "paths", "logger", "run", "hydra", "local", "paper", "scale")
@@ -40,15 +41,28 @@ def compose(overrides: Sequence[str], name: str = "config") -> DictConfig:
     schema.register()
     try:
         with hydra.initialize_config_dir(CONF_DIR, version_base="1.3"):
-            return hydra.compose(name, overrides=with_home(overrides))
+            return hydra.compose(name, overrides=expanded(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise explained(error, overrides, name) from error
 
 
-def with_home(overrides: Sequence[str]) -> list[str]:
-    """Overrides with `~/` at the beginning of a value replaced; no shell does it after "="."""
-    home = os.path.expanduser("~")
-    return [re.sub(r"""(?<=[=\[,"'])~(?=/|["']?$)""", lambda _: home, one) for one in overrides]
+def expanded(overrides: Sequence[str]) -> list[str]:
+    """Overrides as they were meant, where neither the shell nor Hydra knows.
+
+    `~/` at the beginning of a value is the home folder. A model's name that is a folder is its path
+    (results are known by what is in it and by its last name), and `artifact:` a result.
+    """
+    home, found = os.path.expanduser("~"), []
+    for one in overrides:
+        typed = re.sub(r"""(?<=[=\[,"'])~(?=/|["']?$)""", lambda _: home, one)
+        folder = Path(typed.removeprefix("model.name=").strip("\"'"))
+        if typed.startswith("model.name=") and folder.is_dir():
+            found += [f'model.name="{folder.resolve().name}"', f'model.path="{folder}"']
+        elif typed.startswith(f"model={ARTIFACT_PREFIX}"):
+            found += ["model=stored", f"model.ref={typed.partition(':')[2]}"]
+        else:
+            found.append(typed)
+    return found
 
 
 def resolve(config: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -141,7 +155,12 @@ def _changes_no_results(key: str) -> bool:
 
 def explained(error: Exception, overrides: Sequence[str], name: str = "config") -> ConfigError:
     """Hydra's refusal on one line; of a key that does not exist, with what it may have meant."""
-    refused = re.search(r"Could not override '([\w.]+)'", str(error))
+    text = " ".join(str(error).split())
+    placed = re.search(r"Could not override '(\S+@\S+)'\. Did you mean .*? override (.*)\?", text)
+    if placed is not None:  # a group at a place where it is not
+        choices = placed[2].removeprefix("one of ").split(", ")
+        return ConfigError(f"{placed[1]}: nothing is chosen there{suggestion(placed[1], choices)}")
+    refused = re.search(r"Could not override '([\w.]+)'", text)
     if refused is None:
         return one_line(error)
     key = refused[1]

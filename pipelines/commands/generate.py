@@ -35,13 +35,17 @@ if TYPE_CHECKING:
     from effllm.modules.heads.loaded import LoadedHeads
 
 
-def generate_command(arguments: Sequence[str]) -> int:
+def generate_command(words: Sequence[str], file: Path | None = None) -> int:
     """`effllm generate PROMPT KEY=VALUE…`.
+
+    Args:
+        words: prompt and settings, see `read_arguments`.
+        file: holds the prompt instead.
 
     Raises:
         EffLLMError: what went wrong, on one line; before a model is loaded where none is needed.
     """
-    asked = read_arguments(arguments)
+    asked = read_arguments(words, file)
     composed = compose(asked.overrides, "generate")
     try:
         plain: Any = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
@@ -167,14 +171,18 @@ def _stored_draft(draft: NoDraft | FirstLayers | StoredDraft, store: Store) -> C
     Raises:
         ConfigError: if the reference is no checkpoint.
     """
-    if draft.kind != "checkpoint":
-        return None
-    _, manifest = store.find(draft.ref)
+    return _stored(draft.ref, store) if draft.kind == "checkpoint" else None
+
+
+def _stored(ref: str, store: Store) -> Checkpoint:
+    _, manifest = store.find(ref)
     return _checkpoint(store, manifest["stage"], manifest["digest"])
 
 
 def imported(source: dict[str, Any], store: Store) -> Checkpoint:
     """The model as a checkpoint of the store; imported now if it is not there yet."""
+    if "ref" in source:
+        return _stored(source["ref"], store)
     from rich.console import Console
 
     from effllm.pipelines.engine.display import Display

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -22,13 +23,13 @@ from omegaconf.errors import OmegaConfBaseException
 from effllm.modules.errors import ArtifactError, ConfigError
 from effllm.pipelines.artifacts.measured import Report
 from effllm.pipelines.commands import schema
+from effllm.pipelines.commands.catalogue import CONF_DIR
 from effllm.pipelines.commands.composing import (
-    CONF_DIR,
     compose,
     differences,
+    expanded,
     explained,
     resolve,
-    with_home,
 )
 from effllm.pipelines.commands.memory import keep_freed_memory
 from effllm.pipelines.commands.publishing import publish_report, refuse_other_report, report_name
@@ -36,11 +37,12 @@ from effllm.pipelines.engine.building import build, suggestion
 from effllm.pipelines.engine.display import Display
 from effllm.pipelines.engine.executor import Run
 from effllm.pipelines.engine.graph import Instance, build_graph
-from effllm.pipelines.engine.planning import Options, plan_statuses
+from effllm.pipelines.engine.planning import Options, estimated_seconds, plan_statuses
 from effllm.pipelines.engine.processor import timing_machine, wanted_device
 from effllm.pipelines.engine.store import Store
 from effllm.pipelines.engine.tracking import Logger
 from effllm.pipelines.engine.work_folder import CANNOT_WRITE
+from effllm.pipelines.words import columns, duration, time_left
 
 
 def run_command(arguments: Sequence[str]) -> int:
@@ -49,7 +51,7 @@ def run_command(arguments: Sequence[str]) -> int:
     Raises:
         EffLLMError: what went wrong, on one line; also for whatever Hydra or OmegaConf refuse.
     """
-    arguments = with_home(arguments)
+    arguments = expanded(arguments)
     sys.argv = [sys.argv[0], *arguments]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of being printed by Hydra
     schema.register()
@@ -62,15 +64,15 @@ def run_command(arguments: Sequence[str]) -> int:
         begun = True
         job = HydraConfig.get()
         try:
-            told = differences(config, list(job.overrides.task))
-            return execute(config, Path(job.runtime.output_dir), told)
+            typed = list(job.overrides.task)
+            told = differences(config, typed)
+            return execute(config, Path(job.runtime.output_dir), told, typed)
         except Exception as error:
             if job.mode == RunMode.MULTIRUN:  # the launcher must know, it may be another process
                 raise
             failures.append(error)  # Hydra would print a line of its own in front of it
             return None
 
-    _refuse_unknown_options(arguments)
     try:
         task()
     except (HydraException, OmegaConfBaseException) as error:
@@ -86,15 +88,15 @@ def run_command(arguments: Sequence[str]) -> int:
     return 0
 
 
-def plan_command(arguments: Sequence[str]) -> int:
+def plan_command(overrides: Sequence[str], as_json: bool) -> int:
     """`effllm plan`: the stages of a run, and which of them are done."""
-    as_json = "--json" in arguments
-    config = compose([one for one in arguments if one != "--json"])
+    config = compose(overrides)
     pipeline, sections = resolve(config)
     store = Store(Path(sections["paths"]["outputs"]))
     instances = _graph(pipeline, sections, store)
     _check_objective(sections["execute"]["objective"], instances)
     statuses = plan_statuses(instances, store, _options(sections, device="cpu"))
+    seconds = estimated_seconds(instances, store)
     if as_json:
         rows = [
             {
@@ -102,27 +104,35 @@ def plan_command(arguments: Sequence[str]) -> int:
                 "stage": one.stage,
                 "digest": one.digest,
                 "status": statuses[one.name],
+                "seconds": seconds[one.name],
                 "inputs": one.inputs,
             }
             for one in instances
         ]
         print(json.dumps(rows, indent=1))
         return 0
-    width = max(len(one.name) for one in instances)
+    lines = []
     for one in instances:
-        print(f"{statuses[one.name]:<10} {one.name:<{width}}  {one.stage}/{one.digest[:12]}")
+        taken = seconds[one.name] if statuses[one.name] == "run" else None
+        about = "" if taken is None else duration(taken)
+        lines.append([statuses[one.name], one.name, f"{one.stage}/{one.digest[:12]}", about])
+    print(*columns(lines), sep="\n")
     counts = {status: list(statuses.values()).count(status) for status in statuses.values()}
     print(", ".join(f"{count} {status}" for status, count in sorted(counts.items())))
+    print(time_left(seconds[name] for name, status in statuses.items() if status == "run"))
     return 0
 
 
-def execute(config: DictConfig, folder: Path, told: Sequence[str] = ()) -> float | None:
+def execute(
+    config: DictConfig, folder: Path, told: Sequence[str] = (), typed: Sequence[str] = ()
+) -> float | None:
     """Execute a composed configuration; the objective of a sweep, or None.
 
     Args:
         config: the whole configuration.
         folder: of this run.
         told: what differs from the paper at this scale, see `differences`.
+        typed: all overrides, for manifests.
 
     Raises:
         EffLLMError: if a stage fails, or the run would take the place of another one's report.
@@ -151,6 +161,7 @@ def execute(config: DictConfig, folder: Path, told: Sequence[str] = ()) -> float
         display=Display(),
         options=_options(sections, device=choose_device(sections["trainer"])),
         config={**sections, "pipeline": pipeline},
+        command=shlex.join(["effllm", "run", *typed]),
     )
     if (store.root / "runs").resolve() not in folder.resolve().parents:
         run.display.line(
@@ -287,16 +298,3 @@ def _cannot_write(error: OSError) -> ArtifactError:
         f"{error.filename or 'outputs'}: {error.strerror}; see that it can be written to, or "
         "choose another folder with paths.outputs=…"
     )
-
-
-def _refuse_unknown_options(arguments: Sequence[str]) -> None:
-    """Hydra would print its usage and exit with another code."""
-    from hydra._internal.utils import get_args_parser
-
-    options = [one for one in arguments if one.startswith("-") and one not in ("-h", "--help")]
-    unknown = [one for one in get_args_parser().parse_known_args(options)[1] if one[0] == "-"]
-    if unknown:
-        raise ConfigError(
-            f"effllm run: unknown option {unknown[0]}; settings are given as key=value, options "
-            "are listed by effllm run --help"
-        )

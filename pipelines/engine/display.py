@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from effllm.modules.errors import EffLLMError
+from effllm.pipelines.words import counted, figures, time_left
 
 _PLAIN_INTERVAL_SECONDS = 30.0
 _RECENT = 12
@@ -39,14 +40,21 @@ class Display:
             TimeRemainingColumn(),
             console=self.console,
         )
-        self._pending: list[str] = []
+        self._pending: dict[str, float | None] = {}
 
-    def begin(self, needed: list[tuple[str, str]], total: int) -> None:
-        """Announce the stages that will run."""
+    def begin(self, needed: Mapping[str, float | None], total: int) -> None:
+        """Announce the stages that will run.
+
+        Args:
+            needed: instance -> seconds that it may take, None where they are not known.
+            total: stages of the pipeline.
+        """
         self.position, self.total = 0, len(needed)
-        self._pending = [name for name, _ in needed]
+        self._pending = dict(needed)
+        left = f" ({time_left(needed.values())})" if needed else ""
         self.line(
-            f"{total} stages: {total - len(needed)} reused or not needed, {len(needed)} to run"
+            f"{counted(total, 'stage')}: {total - len(needed)} reused or not needed, "
+            f"{len(needed)} to run{left}"
         )
         if self.console.is_terminal and needed:
             self.live = Live(self._view(), console=self.console, refresh_per_second=4)
@@ -58,8 +66,7 @@ class Display:
         self._clear_bar()
         self._bar.add_task(name, total=None)
         self._last_plain = time.monotonic()
-        if name in self._pending:
-            self._pending.remove(name)
+        self._pending.pop(name, None)
         if resumed:
             self.line(f"{self._count()} {name}: resuming where it stopped")
         self._refresh()
@@ -76,9 +83,8 @@ class Display:
 
     def done(self, name: str, seconds: float, metrics: Mapping[str, Any]) -> None:
         """A stage finished."""
-        shown = [f"{key} {_short(value)}" for key, value in list(metrics.items())[:3]]
         self._clear_bar()
-        self.line(f"{self._count()} {name:<42} {seconds:7.1f} s  {', '.join(shown)}")
+        self.line(f"{self._count()} {name:<42} {seconds:7.1f} s  {figures(metrics, 3)}")
 
     def fail(self, name: str, seconds: float) -> None:
         """A stage failed or was interrupted; its work folder stays."""
@@ -88,8 +94,7 @@ class Display:
     def skip(self, name: str, why: str) -> None:
         """A stage did not have to run after all."""
         self.position += 1
-        if name in self._pending:
-            self._pending.remove(name)
+        self._pending.pop(name, None)
         self.line(f"{self._count()} {name:<42}           {why}")
 
     def line(self, text: str) -> None:
@@ -125,11 +130,11 @@ class Display:
             self.live.update(self._view())
 
     def _view(self) -> Group:
-        waiting = [Text(f"  · {name}", style="dim") for name in self._pending[:_RECENT]]
-        if len(self._pending) > _RECENT:
-            waiting.append(Text(f"  · {len(self._pending) - _RECENT} more", style="dim"))
+        names = list(self._pending)
+        waiting = (
+            [Text(f"  then {time_left(self._pending.values())}", style="dim")] if names else []
+        )
+        waiting += [Text(f"  · {name}", style="dim") for name in names[:_RECENT]]
+        if len(names) > _RECENT:
+            waiting.append(Text(f"  · {len(names) - _RECENT} more", style="dim"))
         return Group(self._bar, *waiting)
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import gc
 import logging
+import shlex
 import sys
 import time
 from collections.abc import Mapping
@@ -34,7 +35,12 @@ from effllm.pipelines.engine.graph import (
 )
 from effllm.pipelines.engine.identity import SCHEMA
 from effllm.pipelines.engine.interrupts import raise_if_asked
-from effllm.pipelines.engine.planning import Options, plan_statuses, stale_instances
+from effllm.pipelines.engine.planning import (
+    Options,
+    estimated_seconds,
+    plan_statuses,
+    stale_instances,
+)
 from effllm.pipelines.engine.store import Store, live_run
 from effllm.pipelines.engine.tracking import Command, Logger, Tracker
 from effllm.pipelines.engine.work_folder import (
@@ -76,6 +82,7 @@ class Run:
         display: shows progress.
         options: run controls.
         config: the resolved configuration, for the tracker.
+        command: what was typed, for manifests.
     """
 
     instances: list[Instance]
@@ -86,6 +93,7 @@ class Run:
     display: Display
     options: Options
     config: Mapping[str, Any] = field(default_factory=dict)
+    command: str = field(default_factory=lambda: shlex.join(["effllm", *sys.argv[1:]]))
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     _made: set[str] = field(default_factory=set)  # digests computed by this run
     _tracker: Tracker = field(default_factory=Tracker)
@@ -119,7 +127,8 @@ class Run:
             self._tracker = self.logger.start(
                 Command(self.labels, self.config, self.store.root, self.folder)
             )
-        self.display.begin([(one.name, one.stage) for one in needed], len(self.instances))
+        seconds = estimated_seconds(self.instances, self.store)
+        self.display.begin({one.name: seconds[one.name] for one in needed}, len(self.instances))
         failures: list[str] = []
         checked = False
         try:
@@ -316,7 +325,7 @@ class Run:
                     "peak_rss_bytes": provenance.peak_memory(),
                     "peak_device_bytes": provenance.peak_device_memory(self.options.device),
                 },
-                "command": " ".join(["effllm", *sys.argv[1:]]),
+                "command": self.command,
                 "tracking": {"run_id": self._tracker.run_id},
             }
             published = self.store.publish(work, manifest)

@@ -7,6 +7,7 @@ folders are never edited. What stands there without a manifest that can be used 
 moved to `trash/` and made again.
 """
 
+import difflib
 import hashlib
 import json
 import os
@@ -262,14 +263,18 @@ class Store:
             ArtifactError: if none or several match.
         """
         stage, _, digest = reference.rpartition("/")
+        stored = list(self.manifests())
         found = [
             (folder, manifest)
-            for folder, manifest in self.manifests()
+            for folder, manifest in stored
             if manifest["digest"].startswith(digest) and stage in ("", manifest["stage"])
         ]
         if len(found) != 1:
+            close = difflib.get_close_matches(stage, {one["stage"] for _, one in stored}, n=1)
+            meant = f", did you mean {close[0]}/{digest}?" if close and not found else ";"
+            number = len(found) or "no"
             raise ArtifactError(
-                f"{reference}: {len(found) or 'no'} results match; see `effllm ls` for digests"
+                f"{reference}: {number} results match{meant} see `effllm ls` for digests"
             )
         return found[0]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from effllm.pipelines.commands.composing import CONF_DIR, compose, resolve
-from effllm.pipelines.commands.inspect_store import VERBS
+from effllm.pipelines.commands.verbs import app
 from effllm.pipelines.engine.graph import build_graph
 from effllm.pipelines.engine.store import Store
 
@@ -22,13 +22,13 @@ def commands():
 
 
 def test_readme_has_commands():
-    assert {"make sds", "make test"} <= set(commands())
+    assert {"make demo", "make sds"} <= set(commands())
 
 
 @pytest.mark.parametrize("line", [c for c in commands() if re.match(r"effllm (run|plan)", c)])
 def test_runs_of_the_readme_compose(line, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "wiki.test.raw").write_text("a line\n")
+    (tmp_path / "mine.txt").write_text("a line\n")
     overrides = [re.sub(r",.*", "", word) for word in line.split()[2:] if word != "-m"]
     pipeline, _ = resolve(compose(overrides))
     assert build_graph(pipeline, Store(tmp_path))
@@ -36,13 +36,14 @@ def test_runs_of_the_readme_compose(line, tmp_path, monkeypatch):
 
 def test_verbs_and_targets_of_the_readme_exist():
     makefile = (ROOT / "Makefile").read_text()
+    verbs = [one.name or one.callback.__name__ for one in app.registered_commands]
     for line in commands():
         program, verb = line.split()[:2]
         if program == "make":
             paper = ROOT / "conf" / "paper" / f"{verb.replace('-', '_')}.yaml"
             assert paper.is_file() or re.search(rf"^{verb}:", makefile, flags=re.MULTILINE)
-        elif program == "effllm" and verb not in ("run", "plan", "generate"):
-            assert verb in VERBS
+        elif program == "effllm":
+            assert verb in verbs
 
 
 def test_links_of_the_readme_lead_somewhere():
@@ -51,24 +52,38 @@ def test_links_of_the_readme_lead_somewhere():
             assert (ROOT / target).exists(), target
 
 
-def test_the_cache_example_runs(tiny_llama, tokenizer, capsys):
-    code = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)[1]
+def blocks_of(file):
+    return re.findall(r"```python\n(.*?)```", (ROOT / file).read_text(), flags=re.DOTALL)
+
+
+def runs_on_a_tiny_model(code, model, tokenizer):
+    """Run an example with a tiny model instead of its own, which has 512 positions."""
     loading = [line for line in code.splitlines() if ".from_pretrained(folder)" in line]
-    assert [line.split(" = ")[0] for line in loading] == ["model", "tokenizer"]
-    repeats = "* 200"
-    assert repeats in code
-    for line in loading:  # a tiny model instead, which has 512 positions
+    for line in loading:
         code = code.replace(line, "")
-    code = code.replace(repeats, "* 25")
-    exec(code, {"model": tiny_llama, "tokenizer": tokenizer})
+    assert "* 200" in code
+    exec(code.replace("* 200", "* 25"), {"model": model, "tokenizer": tokenizer})
+    return [line.split(" = ")[0] for line in loading]
+
+
+def test_the_example_of_the_readme_runs(tiny_llama, tokenizer, capsys):
+    (code,) = blocks_of("README.md")
+    runs_on_a_tiny_model(code, tiny_llama, tokenizer)
+    held, full = re.findall(r"\d[\d,]*", capsys.readouterr().out)
+    assert 0 < int(held.replace(",", "")) < int(full.replace(",", ""))
+    assert float((tiny_llama.model.layers[1].mlp.up_proj.weight == 0).float().mean()) == 0.5
+
+
+def test_the_cache_example_runs(tiny_llama, tokenizer, capsys):
+    code = blocks_of("docs/python.md")[1]
+    assert runs_on_a_tiny_model(code, tiny_llama, tokenizer) == ["model", "tokenizer"]
     held, full = re.findall(r"\d[\d,]*", capsys.readouterr().out)
     assert 0 < int(held.replace(",", "")) < int(full.replace(",", ""))
 
 
-def test_the_notebook_example_runs(tiny_llama, generator):
+def test_the_pruning_example_runs(tiny_llama, generator):
     import torch
 
-    code = re.search(r"```python\n(.*?)```", README, flags=re.DOTALL).group(1)
     windows = torch.randint(3, 259, (2, 16), generator=generator)
-    exec(code, {"model": tiny_llama, "windows": windows})
+    exec(blocks_of("docs/python.md")[0], {"model": tiny_llama, "windows": windows})
     assert float((tiny_llama.model.layers[1].mlp.up_proj.weight == 0).float().mean()) == 0.5

@@ -111,7 +111,7 @@ def test_a_manifest_that_cannot_be_used_is_none(pipeline, execute, store, damage
     assert len(told) == 2 and told[0].startswith(f"collect/{folder.name}: has ")
     assert told[1] == "4 results checked, 1 damaged"
     assert main(["ls", "--outputs", str(store.root)]) == 0
-    assert "3 results" in (told := capsys.readouterr().out) and "1 folders that are no" in told
+    assert "3 results" in (told := capsys.readouterr().out) and "1 folder without a result" in told
     assert main(["show", "--outputs", str(store.root), "collect/"]) == 1
     assert "no results match" in capsys.readouterr().err
 

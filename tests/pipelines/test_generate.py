@@ -58,8 +58,7 @@ def test_a_prompt_arrives_word_for_word(text, piped, tmp_path):
     file = tmp_path / "prompt.txt"
     file.write_bytes(text.encode())
     assert read_arguments([settings[0], text, settings[1]]).prompt == text
-    for arguments in ([f"prompt={text}"], ["--file", str(file)]):
-        asked = read_arguments([*settings, *arguments])
+    for asked in (read_arguments([*settings, f"prompt={text}"]), read_arguments(settings, file)):
         assert (asked.prompt, asked.overrides) == (text, settings)
     for arguments in ([], ["-"]):
         piped(text.encode())
@@ -80,13 +79,10 @@ def test_what_looks_like_a_setting_is_one():
     [
         (["two", "words"], "'two', 'words'; put .* in quotes"),
         (["hello", "temperature=0.5"], "'hello', 'temperature=0.5'"),
-        (["hello", "--file", "x"], "'hello' and --file"),
         ([""], "no prompt, or an empty one"),
         (["prompt="], "no prompt, or an empty one"),
         (["max_token=5"], "did you mean max_new_tokens.*'prompt=max_token=5'"),
         (["promt=hello"], "did you mean prompt"),
-        (["--file", "/no/such/file"], "--file /no/such/file: No such file"),
-        (["--file", "/"], "--file /: Is a directory"),
         (["-5+3=?"], "unrecognized arguments.*--help"),
         (["bad \udcff byte"], "prompt is no UTF-8"),
         (["hello", "system=\udcff"], "system message is no UTF-8"),
@@ -95,6 +91,19 @@ def test_what_looks_like_a_setting_is_one():
 def test_prompts_that_are_none_are_refused(arguments, message):
     with pytest.raises(ConfigError, match=message):
         read_arguments(arguments)
+
+
+@pytest.mark.parametrize(
+    ("words", "file", "message"),
+    [
+        (["hello"], "x", "'hello' and --file"),
+        ([], "/no/such/file", "--file /no/such/file: No such file"),
+        ([], "/", "--file /: Is a directory"),
+    ],
+)
+def test_files_that_hold_no_prompt_are_refused(words, file, message):
+    with pytest.raises(ConfigError, match=message):
+        read_arguments(words, Path(file))
 
 
 def test_bytes_that_are_no_text_are_refused(piped, tmp_path):
@@ -106,7 +115,7 @@ def test_bytes_that_are_no_text_are_refused(piped, tmp_path):
         read_arguments([])
     (tmp_path / "latin").write_bytes(b"\xe9")
     with pytest.raises(ConfigError, match="latin: byte 1 is no UTF-8"):
-        read_arguments(["--file", str(tmp_path / "latin")])
+        read_arguments([], tmp_path / "latin")
 
 
 @pytest.mark.parametrize("text", ["x=3", "say ${model.family}", r"C:\new\table 'and' \""])

@@ -35,6 +35,7 @@ class Prune(Stage):
         true_sequential: refresh statistics inside a block after each group of layers.
         keep_gram: also store the Gram matrices of the pruned model, for `take_grams`; that costs
             less than a pass of their own.
+        blocks: first so many decoder blocks are pruned; None: all.
         dtype: of the forward passes and of the stored weights; solvers use float32.
         micro_batch_size: windows per forward pass.
     """
@@ -42,12 +43,13 @@ class Prune(Stage):
     INPUTS: ClassVar = {"model": Checkpoint, "windows": Windows}
     OUTPUT: ClassVar = Checkpoint
     VOLATILE: ClassVar = frozenset({"micro_batch_size"})
-    DIGEST_DEFAULTS: ClassVar = {"keep_gram": False}
+    DIGEST_DEFAULTS: ClassVar = {"keep_gram": False, "blocks": None}
 
     pruner: "Pruner"
     pattern: "Pattern"
     true_sequential: bool
     keep_gram: bool
+    blocks: PositiveInt | None
     dtype: Dtype
     micro_batch_size: PositiveInt
 
@@ -65,7 +67,8 @@ class Prune(Stage):
         windows = ctx.input("windows", Windows).token_ids()
         orders = self._orders(ctx)
         stream = BlockStream(model, windows, self.micro_batch_size)
-        for index in range(resume_stream(ctx, stream), len(stream.blocks)):
+        count = min(self.blocks or len(stream.blocks), len(stream.blocks))
+        for index in range(resume_stream(ctx, stream), count):
             layers = {layer.name: layer for layer in stream.layers()}
             leaders = [group[0] for group in stream.groups()]
             record = prune_block(
@@ -88,14 +91,14 @@ class Prune(Stage):
             save_stream(ctx, stream)
 
         if self.keep_gram:
-            for index in range(len(stream.blocks)):
+            for index in range(count):
                 file = f"{GRAM_FOLDER}/{block_name(index)}.safetensors"
                 ctx.keep_progress(gram_name(index), file)
             write_json(ctx.workdir / GRAM_FOLDER / "groups.json", stream.all_groups())
         masks, dampings = {}, []
         errors: dict[str, float] = {}
         layers = prunable_layers(model)
-        for index in range(len(stream.blocks)):
+        for index in range(count):
             stored = ctx.load_progress(block_name(index))
             assert stored is not None
             dampings.append(float(stored.pop("damping")))
@@ -116,6 +119,7 @@ class Prune(Stage):
             "pruner": self.pruner.name,
             "pattern": self.pattern.name,
             "true_sequential": self.true_sequential,
+            **({"blocks": count} if self.blocks else {}),
             **self._more_history(ctx),
         }
         tokenizer = checkpoint.load_tokenizer()

@@ -1,0 +1,1 @@
+"""The first look: three methods on little text."""
