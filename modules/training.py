@@ -84,7 +84,7 @@ def fit(
     Raises:
         KeyboardInterrupt: when interrupted; Lightning would exit with another code.
     """
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # Lightning sets it on import
+    _silence_lightning()
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / CHECKPOINT
     order = _Order(module, seed, batches, len(tensors[0]) if tensors else 0, batch_size)
@@ -142,6 +142,11 @@ def rising_then_falling(
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
+def _silence_lightning() -> None:
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # which Lightning sets on import
+
+
 class _SaveLast(L.Callback):
     """A checkpoint within an epoch and after it.
 
@@ -192,6 +197,12 @@ class _Report(L.Callback):
         self.norm: float | None = None
         self.kept: dict[str, Any] | None = None
         self.clock, self.rows = 0.0, 0
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """In a process that was started for a device, where nobody has silenced Lightning yet."""
+        self.__dict__.update(state)
+        _silence_lightning()
+        warnings.filterwarnings("ignore", module=r"lightning\..*")
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]

@@ -90,25 +90,6 @@ def test_a_target_may_be_spread_over_devices(execute, store, monkeypatch):
     assert texts[0] == texts[1] and asked == [None, "auto"]
 
 
-def test_a_draft_is_trained_by_two_processes_as_by_one(execute, store, tmp_path):
-    """Not to the bit: a batch's mean is that of two parts, which hold unequal numbers of tokens."""
-    two = ("trainer.devices=2", "trainer.strategy=ddp_spawn")
-    found = []
-    for number, machine in enumerate(((), two)):
-        place = Store(tmp_path / str(number))
-        pipeline = draft_pipeline("budget.draft_precision=32-true", *machine)
-        execute(pipeline, store=place)
-        graph = {one.name: one for one in build_graph(pipeline, place)}
-        draft = place.open(graph["draft"].stage, graph["draft"].digest, Checkpoint)
-        found.append((graph["draft"].digest, draft.load_model("float32").state_dict()))
-    assert found[0][0] == found[1][0]
-    one, other = (
-        torch.cat([value.flatten() for value in weights.values()]) for _, weights in found
-    )
-    assert not torch.equal(one, other)
-    torch.testing.assert_close(other, one, atol=5e-3, rtol=0)
-
-
 def test_too_few_traces_are_refused(execute):
     with pytest.raises(DataError, match="leave 1 to train on and 0 to measure on"):
         execute(draft_pipeline("budget.trace_prompts=1"))

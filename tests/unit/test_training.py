@@ -1,4 +1,4 @@
-"""Training: whole after an interruption, on several devices, with Lightning's settings."""
+"""Training: whole after an interruption, dealt out to devices, with Lightning's settings."""
 
 import csv
 
@@ -111,21 +111,6 @@ def test_settings_of_the_trainer_reach_it_and_callbacks_are_copied(tmp_path):
     assert count.calls == 0
     stop = L.pytorch.callbacks.EarlyStopping("loss", stopping_threshold=1e9)
     assert len(train(Line(), tmp_path / "stopped", callbacks=[stop]).seen) == 4
-
-
-def test_two_processes_take_the_steps_of_one(tmp_path):
-    """Equal to rounding: each rank's mean over half of a batch, and their mean."""
-    options = {"tensors": [torch.arange(1.0, 9.0)[:, None]], "batch_size": 4}
-    one = train(Line(), tmp_path / "one", **options)
-    heard = []
-    two = train(Line(), tmp_path / "two", **options, devices=2, strategy="ddp_spawn",
-                log=lambda values, step: heard.append(step))  # fmt: skip
-    torch.testing.assert_close(two.slope, one.slope, rtol=1e-6, atol=1e-6)
-    assert heard == list(range(1, 7))
-    for mine, other in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
-        assert mine[:2] == other[:2] and mine[2] == pytest.approx(other[2], rel=1e-5)
-    stored = torch.load(tmp_path / "two" / "last.ckpt", weights_only=True)
-    assert torch.equal(stored["state_dict"]["slope"], two.slope)
 
 
 @pytest.mark.parametrize(("rows", "world"), [(7, 2), (1, 3), (8, 4)])
