@@ -268,15 +268,15 @@ def _flat(value: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def _figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Numbers of result rows by what they are of: `SDS (Wanda)/2:4/0/metrics/ppl`."""
-    return {
-        "/".join(
-            [*(str(row[key]) for key in _METHOD if row.get(key) not in (None, "")), name]
-        ): value
-        for row in rows
-        for name, value in row.items()
-        if name not in _METHOD and isinstance(value, int | float)
-    }
+    """Measured numbers of result rows, by what they are of: `SDS (Wanda)/2:4/0/ppl`."""
+    found = {}
+    for row in rows:
+        told = [str(row[key]) for key in _METHOD if row.get(key) not in (None, "")]
+        for path, value in row.items():
+            group, _, measure = path.partition("/")
+            if group == "metrics" and isinstance(value, int | float):
+                found["/".join([*told, measure])] = value
+    return found
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> Any:

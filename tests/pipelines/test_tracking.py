@@ -100,7 +100,7 @@ def test_wandb_has_a_run_for_the_command_and_one_for_what_logs(
     assert curves == [(step, f"seed-{seed}/loss", 1 / step + seed)
                       for seed in range(2) for step in range(1, 4)]  # fmt: skip
     expected = manifests["double"]["metrics"]["sum"]
-    assert command["summary"]["toy 0/2:4/metrics/sum"] == pytest.approx(expected)
+    assert command["summary"]["toy 0/2:4/sum"] == pytest.approx(expected)
     media = [file.name for file in (command["folder"] / "files/media").rglob("*") if file.is_file()]
     for start, end in (
         ("results", ".table.json"), ("page", ".html"), ("sums", ".png"), ("metrics", ".table.json")
@@ -136,7 +136,7 @@ def test_csv_has_a_file_of_results_and_one_for_each_stage_that_logs(learning, ex
         results = list(csv.reader(file))
     assert results[0] == ["stage", "metric", "value"]
     assert ["count", "size", "3"] in results
-    assert [row[:2] for row in results[-2:]] == [["report", f"toy {one}/2:4/metrics/sum"]
+    assert [row[:2] for row in results[-2:]] == [["report", f"toy {one}/2:4/sum"]
                                                  for one in range(2)]  # fmt: skip
     (curve,) = (folder / "curves").iterdir()
     lines = curve.read_text().splitlines()
