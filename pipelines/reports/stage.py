@@ -66,7 +66,7 @@ class ReportStage(Stage):
     Class constants:
         TITLE: of the page.
         QUESTION: that it answers.
-        ARXIV: number of the paper, which has its figures in `paper.csv` beside the class.
+        ARXIV: number of the paper, whose figures are in `paper.csv` beside the class; empty: none.
 
     Args:
         scale: smoke, cpu or paper; for the title.
@@ -77,7 +77,7 @@ class ReportStage(Stage):
     OUTPUT: ClassVar = Report
     TITLE: ClassVar[str]
     QUESTION: ClassVar[str]
-    ARXIV: ClassVar[str]
+    ARXIV: ClassVar[str] = ""
 
     scale: Word
     resamples: PositiveInt
@@ -90,11 +90,13 @@ class ReportStage(Stage):
         """`index.html`, `report.md`, `results.json` and `figures/`; outcome -> verdicts with it."""
         results = Results(ctx.input_list("results", Artifact))
         found = self.find(results, ctx.workdir / "figures")
+        beside = Path(inspect.getfile(type(self))).parent
+        published = published_tables(beside) if self.ARXIV else []
         smoke = self.scale == "smoke"
         page = Page(
             self.TITLE,
-            f"{found.subject}, scale {self.scale}. Every figure was measured by effllm, except "
-            "under “Beside the paper”.",
+            f"{found.subject}, scale {self.scale}. Every figure was measured by effllm"
+            f"{', except under “Beside the paper”' if published else ''}.",
             question=self.QUESTION,
             answer=_SMOKE if smoke else found.answer,
             conditions=found.conditions,
@@ -112,7 +114,6 @@ class ReportStage(Stage):
             Column("seed", lambda row: _listed(row["seed"])),
             Column("effllm show", lambda row: _listed(row["artifact"])),
         )
-        published = published_tables(Path(inspect.getfile(type(self))).parent)
         cost = [
             Text(found.provenance) if found.provenance else None,
             Text(told_cost(results)),

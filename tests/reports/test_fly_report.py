@@ -11,10 +11,11 @@ from effllm.modules.decoding.verifiers.exact import Exact
 from effllm.modules.decoding.verifiers.fly import Fly
 from effllm.modules.decoding.verifiers.margin import Margin
 from effllm.modules.decoding.verifiers.typical import Typical
+from effllm.modules.errors import DataError
 from effllm.pipelines.reports.decoders.bench import Bench, loosened_places, text_table
 from effllm.pipelines.reports.decoders.naming import Arm
 from effllm.pipelines.reports.fly import answers
-from effllm.pipelines.reports.fly.claims import answers_kept, run_conditions, verdicts
+from effllm.pipelines.reports.fly.claims import answer, answers_kept, run_conditions, verdicts
 from effllm.pipelines.reports.fly.loosened import class_table, loosened_in_context, pieces_of
 from effllm.pipelines.reports.fly.replay import ReplayRows, knob_table
 from effllm.pipelines.reports.page import Mark, Page, Passages, Table, split_interval
@@ -102,8 +103,8 @@ def row(arm, number, *, rounds=50, nll=1.0, seconds=2.0, correct=None, **more):
     }
 
 
-def outcomes(prompts=40, **arms):
-    """Verdicts of a benchmark whose arms differ by the given values, with a little noise."""
+def bench_of(prompts=40, **arms):
+    """A benchmark whose arms differ by the given values, with a little noise."""
     random = np.random.default_rng(0)
     rows = []
     for name in ARMS:
@@ -112,7 +113,11 @@ def outcomes(prompts=40, **arms):
             values["nll"] = values.get("nll", 1.0) + float(random.normal(0, 0.01))
             values["seconds"] = values.get("seconds", 2.0) * float(random.uniform(0.95, 1.05))
             rows.append(row(name, number, **values))
-    return {one.claim: one.outcome for one in flat(verdicts(Bench.of(rows, ARMS, 1000)))}
+    return Bench.of(rows, ARMS, 1000)
+
+
+def outcomes(**arms):
+    return {one.claim: one.outcome for one in flat(verdicts(bench_of(**arms)))}
 
 
 def the(found, words):
@@ -136,6 +141,20 @@ def test_verdicts_follow_the_paired_differences():
     assert the(found, "without the window") == "not supported under other conditions"
     assert the(found, "more tokens per pass") == "inconclusive"
     assert not any("answers" in claim for claim in found)  # no prompt has one
+
+
+def test_the_answer_is_flys_speed_over_plain_and_exact_decoding_and_its_price():
+    said = answer(bench_of(exact={"seconds": 1.6}, fly={"seconds": 1.0, "nll": 1.05}))
+    assert said.startswith("Prompt lookup, K=8: FLy (W=3, gate 0.3) decodes 1.99 [")
+    assert ", 1.59 [" in said and "is +0.05" in said and "less likely" in said
+    plain = [row("plain", number) for number in range(9)]
+    assert answer(Bench.of(plain, {"plain": ARMS["plain"]}, 10)) == ""
+
+
+def test_an_arm_with_other_prompts_is_refused():
+    rows = [row("plain", 0), row("plain", 1), row("exact", 0)]
+    with pytest.raises(DataError, match=r"arm exact has rows of other prompts.*\(1 against 2\)"):
+        Bench.of(rows, {name: ARMS[name] for name in ("plain", "exact")}, 10)
 
 
 def test_our_arms_are_compared_with_what_transformers_has_for_them():

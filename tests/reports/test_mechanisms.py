@@ -78,8 +78,8 @@ def test_published_figures_have_a_source_and_all_stand_in_a_table(file):
 
 
 def test_every_paper_has_its_figures():
-    pages = Path(reports.__file__).parent.glob("*/page.py")
-    assert [file.parent for file in PAPERS] == sorted((page.parent for page in pages), key=str)
+    pages = {page.parent.name for page in Path(reports.__file__).parent.glob("*/page.py")}
+    assert {file.parent.name for file in PAPERS} == pages - {"demo"}  # of no paper
 
 
 def made(stage, digest, kind=Artifact, **inputs):

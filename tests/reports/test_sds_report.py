@@ -7,7 +7,7 @@ from said import flat
 from effllm.modules.errors import DataError
 from effllm.pipelines.reports.models.comparison import Comparison
 from effllm.pipelines.reports.models.subjects import Subject
-from effllm.pipelines.reports.sds.claims import verdicts
+from effllm.pipelines.reports.sds.claims import answer, verdicts
 from effllm.pipelines.reports.sds.names import describe
 
 PRUNE = {"stage": "prune", "pruner": "wanda", "pattern": "2:4"}
@@ -118,3 +118,20 @@ def test_models_measured_on_different_windows_are_not_compared():
     ]
     with pytest.raises(DataError, match="one/0 and other/0 were measured on different test"):
         Comparison(rows, 100).relative(*rows)
+
+
+def test_the_answer_sets_sds_beside_one_shot_pruning_and_its_control():
+    base = np.random.default_rng(0).normal(4, 0.3, 40)
+    histories = {
+        0.3: [PRUNE],
+        -0.1: [PRUNE, REFIT, REFIT, REFIT],
+        0.0: [PRUNE, REDENSE, PRUNE, ADJUST],
+    }
+    rows = [
+        describe(Subject(str(shift), history, {"test": base + shift}))
+        for shift, history in histories.items()
+    ]
+    said = answer(Comparison(rows, 100))
+    assert said.startswith("On Wanda SDS has a test perplexity of ")
+    assert "-25.9 [-25.9, -25.9] % against one-shot" in said and "+10.5 [" in said
+    assert answer(Comparison(rows[:2], 100)) == ""  # no SDS, no answer

@@ -9,7 +9,7 @@ from effllm.modules.kvcache.compression import Compression
 from effllm.modules.kvcache.formats import Dense, SparkKeys
 from effllm.modules.kvcache.rivals import ThinkKeys
 from effllm.pipelines.reports.paired import Paired
-from effllm.pipelines.reports.spark.claims import run_conditions, verdicts
+from effllm.pipelines.reports.spark.claims import answer, run_conditions, verdicts
 from effllm.pipelines.reports.spark.study import Study
 from effllm.pipelines.reports.spark.tables import answer_table
 from effllm.pipelines.stages.kvcache.evaluate_cache import describe
@@ -105,3 +105,18 @@ def test_answers_of_pairs_stand_side_by_side():
     table = answer_table(study(scores), [("spark_80", "think_for_80"), ("spark_80", "absent")])
     (row,) = table.rows
     assert row[1] == "1.000" and row[2].startswith("50.0") and row[4].startswith("+40.0")
+
+
+def test_the_answer_takes_the_larger_set_of_prompts():
+    scores = {"dense": 0.6, "spark_80": 0.5, "think_for_80": 0.1}
+    assert answer(study(scores, texts=6), study(scores)) == ""  # 4-bit keys did not run
+    here, more = (
+        dataclasses.replace(one, about={**one.about, "int4": one.about["think_for_80"]})
+        for one in (study(scores, texts=6), study(scores | {"spark_80": 0.3}, prompts=200))
+    )
+    for one in (here, more):
+        for arms in (one.texts.arms, one.prompts.arms):
+            arms["int4"] = arms["think_for_80"]
+    said = answer(here, more)
+    assert "30.0 % fewer bytes: +0.0 [" in said and "-30.0 [" in said and "of 60.0 %" in said
+    assert "at 1.00 of their bytes" in said and "+20.0 [" in said

@@ -13,7 +13,7 @@ from effllm.pipelines.artifacts.structural import Allocation
 from effllm.pipelines.reports.models.comparison import Comparison
 from effllm.pipelines.reports.models.subjects import Subject
 from effllm.pipelines.reports.results import Results
-from effllm.pipelines.reports.tyr.claims import verdicts
+from effllm.pipelines.reports.tyr.claims import answer, verdicts
 from effllm.pipelines.reports.tyr.names import describe_all
 from effllm.pipelines.reports.tyr.tables import searches
 
@@ -108,3 +108,15 @@ def test_guided_generations_and_rounds_that_the_paper_has_not_stand_in_the_verdi
     assert found.conditions == ("guided generations = 4, paper 0", "rounds = 1, paper 4")
     (found,) = gained(0.3, 0.3, paper, even, conditions=("model = x, paper y",))
     assert found.conditions == ("rounds = 1, paper 4", "model = x, paper y")
+
+
+def test_the_answer_names_the_best_model_without_a_search():
+    steps = {1.0: [], 2.0: [SEARCHED], 2.3: [{**ALONE, "searched": 0}]}
+    rows = describe_all(
+        Subject(str(loss), history, {"test": np.full(6, loss)}) for loss, history in steps.items()
+    )
+    said = answer(Comparison(rows, 100), [])
+    assert said.startswith("With 50 % of heads and neurons removed, the searched model has")
+    assert "of 7.39 (dense 2.72), -25.9 [-25.9, -25.9] %" in said
+    assert said.endswith("the best without a search, Týr supernet, even.")
+    assert answer(Comparison(rows[:1], 100), []) == ""

@@ -1,4 +1,4 @@
-"""The page: for pruning, decoding and caches a sentence with its numbers, and a picture.
+"""The first look: for pruning, decoding and caches a sentence with its numbers, and a picture.
 
 There is too little text for intervals or verdicts; the papers' own reports have both.
 """
@@ -6,96 +6,94 @@ There is too little text for intervals or verdicts; the papers' own reports have
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import ClassVar
 
 from effllm.pipelines.artifacts.base import Artifact
 from effllm.pipelines.artifacts.checkpoints import Checkpoint
 from effllm.pipelines.artifacts.measured import Predictions
 from effllm.pipelines.reports.figures import COLOURS, figure, write_csv
-from effllm.pipelines.reports.frame import cost, smoke_warning
-from effllm.pipelines.reports.page import Figure, Heading, Page, Text
+from effllm.pipelines.reports.page import Figure, Text
+from effllm.pipelines.reports.results import ResultRow, Results
+from effllm.pipelines.reports.stage import Findings, ReportStage
 
 _PRUNERS = {"wanda": "Wanda", "sparsegpt": "SparseGPT"}
 Figures = dict[str, float]
 
 
-def write_page(
-    results: Sequence[Artifact], scale: str, folder: Path
-) -> tuple[Page, list[dict[str, Any]]]:
-    """The report of a run.
+@dataclass(frozen=True, kw_only=True)
+class ReportDemo(ReportStage):
+    """Read what pruning, decoding and compression did, and say it."""
 
-    Args:
-        results: all of them.
-        scale: smoke, cpu or paper.
-        folder: for figures.
-
-    Returns:
-        The page, and the rows of `results.json`.
-    """
-    base = _made_by(results, "import_model")[0]
-    pruned = _made_by(results, "prune")[0]
-    assert isinstance(pruned, Checkpoint)
-    perplexities = _perplexities(results)
-    speeds, same = _speeds(_made_by(results, "decode_bench")[0])
-    held, worse = _caches(_made_by(results, "evaluate_cache")[0])
-    page = Page(
-        "A first look",
-        f"{base.manifest['sources']['source']['name']}, scale {scale}, on little text: what the "
-        "methods do, not how well. The papers' own reports have text enough to judge.",
+    TITLE: ClassVar[str] = "A first look"
+    QUESTION: ClassVar[str] = (
+        "What do pruning, drafts and a compressed cache do to a language model?"
     )
-    page.add(
-        *smoke_warning(scale),
-        Heading("Pruning"),
-        Text(
-            f"With two of each four weights gone from the first {pruned.history[-1]['blocks']} of "
-            f"{base.manifest['metrics']['blocks']} blocks, perplexity (how many words the model "
-            f"hesitates between) rises from {perplexities['Dense']:.1f} to "
-            f"{perplexities['Wanda']:.1f} by Wanda and to {perplexities['SparseGPT']:.1f} by "
-            "SparseGPT, which repairs the weights that stay."
-        ),
-        _draw_bars(folder, "perplexity", perplexities, "perplexity"),
-        Heading("Decoding"),
-        Text(
-            "Guessing that the text goes on as it did before, and checking eight guesses in one "
-            f"pass, writes {speeds['lookup']:.0f} instead of {speeds['plain']:.0f} tokens a "
-            f"second: {speeds['lookup'] / speeds['plain']:.2f} times as fast, with {same}."
-        ),
-        _draw_bars(folder, "speed", speeds, "tokens per second"),
-        Heading("Cache"),
-        Text(
-            "SparK stores few of the channels of each key and makes up the others: a token of "
-            f"context takes {held['spark']:,.0f} bytes instead of {held['dense']:,.0f}, "
-            f"{100 * (1 - held['spark'] / held['dense']):.0f} % less, and the perplexity of what "
-            f"follows changes by {100 * worse:+.1f} %."
-        ),
-        _draw_bars(folder, "cache", held, "bytes per token of context"),
-        Heading("Cost and provenance"),
-        cost(results),
-    )
-    rows = [
-        *_rows("perplexity", perplexities),
-        *_rows("tokens_per_second", speeds),
-        *_rows("bytes_per_token", held),
-    ]
-    return page, rows
+
+    def find(self, results: Results, figures: Path) -> Findings:
+        """Three sentences and three pictures."""
+        pruned = next(one for one in results.of(Checkpoint) if one.manifest["stage"] == "prune")
+        blocks = results.first("import_model").manifest["metrics"]["blocks"]
+        perplexities = _perplexities(results)
+        benched, evaluated = results.first("decode_bench"), results.first("evaluate_cache")
+        speeds, same = _speeds(benched)
+        held, worse = _caches(evaluated)
+        return Findings(
+            subject=f"{results.model}, on little text",
+            answer="Each in a sentence and a picture: what the methods do, not how well. The "
+            "papers' own reports have text enough to judge.",
+            main=[],
+            rows=[
+                *_rows("perplexity", perplexities, pruned),
+                *_rows("tokens_per_second", speeds, benched),
+                *_rows("bytes_per_token", held, evaluated),
+            ],
+            sections={
+                "Pruning": [
+                    Text(
+                        "With two of each four weights gone from the first "
+                        f"{pruned.history[-1]['blocks']} of {blocks} blocks, perplexity (how many "
+                        f"words the model hesitates between) rises from {perplexities['Dense']:.1f}"
+                        f" to {perplexities['Wanda']:.1f} by Wanda and to "
+                        f"{perplexities['SparseGPT']:.1f} by SparseGPT, which repairs the weights "
+                        "that stay."
+                    ),
+                    _draw_bars(figures, "perplexity", perplexities, "perplexity"),
+                ],
+                "Decoding": [
+                    Text(
+                        "Guessing that the text goes on as it did before, and checking eight "
+                        f"guesses in one pass, writes {speeds['lookup']:.0f} instead of "
+                        f"{speeds['plain']:.0f} tokens a second: "
+                        f"{speeds['lookup'] / speeds['plain']:.2f} times as fast, with {same}."
+                    ),
+                    _draw_bars(figures, "speed", speeds, "tokens per second"),
+                ],
+                "Cache": [
+                    Text(
+                        "SparK stores few of the channels of each key and makes up the others: a "
+                        f"token of context takes {held['spark']:,.0f} bytes instead of "
+                        f"{held['dense']:,.0f}, {100 * (1 - held['spark'] / held['dense']):.0f} % "
+                        "less, and the perplexity of what follows changes by "
+                        f"{100 * worse:+.1f} %."
+                    ),
+                    _draw_bars(figures, "cache", held, "bytes per token of context"),
+                ],
+            },
+        )
 
 
-def _made_by(results: Sequence[Artifact], stage: str) -> list[Artifact]:
-    return [one for one in results if one.manifest["stage"] == stage]
-
-
-def _perplexities(results: Sequence[Artifact]) -> Figures:
+def _perplexities(results: Results) -> Figures:
     """Test perplexity of the model as it is and of each pruned one."""
     found = {}
-    for one in _made_by(results, "perplexity"):
-        assert isinstance(one, Predictions)
-        last = one.subject["history"][-1]
-        name = _PRUNERS[last["pruner"]] if last["stage"] == "prune" else "Dense"
-        metrics = one.manifest["metrics"]
-        found[name] = next(metrics[key] for key in metrics if key.startswith("test/"))
+    for measured in results.of(Predictions):
+        if measured.manifest["stage"] == "perplexity":
+            last, metrics = measured.subject["history"][-1], measured.manifest["metrics"]
+            name = _PRUNERS[last["pruner"]] if last["stage"] == "prune" else "Dense"
+            found[name] = next(metrics[key] for key in metrics if key.startswith("test/"))
     return {name: found[name] for name in ("Dense", *_PRUNERS.values())}
 
 
@@ -133,19 +131,8 @@ def _draw_bars(folder: Path, name: str, values: Mapping[str, float], measure: st
     return Figure(name, f"{measure[0].upper()}{measure[1:]}.")
 
 
-def _rows(measure: str, values: Figures) -> list[dict[str, Any]]:
-    """Rows of `results.json`: `{paper, method, pattern, seed, metrics, intervals, n, artifact}`."""
+def _rows(measure: str, values: Figures, made: Artifact) -> list[ResultRow]:
     return [
-        {
-            "paper": "demo",
-            "method": name,
-            "title": name,
-            "pattern": "",
-            "seed": None,
-            "metrics": {measure: value},
-            "intervals": {},
-            "n": {},
-            "artifact": None,
-        }
+        ResultRow("demo", name, name, "", None, made.label, {measure: value}, {})
         for name, value in values.items()
     ]

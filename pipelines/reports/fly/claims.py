@@ -118,7 +118,7 @@ def answer(bench: Bench) -> str:
     for partner in _partners(bench, about, _is_exact):
         said += f", {show(bench.speed_ratio(best, partner.key), '.2f')} times the same drafts exact"
     change = show(bench.change(best, "plain", "nll"), "+.3f")
-    return f"{said}. Its text has {change} nats per token more under the target."
+    return f"{said}. Its text is {change} nats per token less likely under the target."
 
 
 def _partners(bench: Bench, about: Arm, wanted: Callable[[Arm, Arm], bool]) -> Iterator[Arm]:

@@ -31,10 +31,10 @@ _KINDS = {
     "sds": "SparseGPT and SDS",
 }
 JUDGED = (
-    "Verdicts rest on 95 % intervals over test documents for one calibration seed; a difference "
-    f"counts only where its interval clears {SEED_MARGIN:g} %, which covers another calibration "
-    "draw as measured for SDS. Orders are free: they were folded into the dense model before it "
-    "was pruned, so that every row is a plain model with 2:4 along neighbours."
+    "One calibration seed: a difference counts only where its interval clears "
+    f"{SEED_MARGIN:g} %, which covers another calibration draw as measured for SDS. Orders are "
+    "free: they were folded into the dense model before it was pruned, so that every row is a "
+    "plain model with 2:4 along neighbours."
 )
 
 

@@ -72,18 +72,7 @@ def verdicts(data: Comparison) -> dict[str, list[Verdict]]:
         "SDS against one-shot pruning": oneshot,
         "SDS against controls without a re-dense step": controls,
         "The re-dense model": redense,
-        "A searched order of channels, folded in": _folded(data),
     }
-
-
-def _folded(data: Comparison) -> list[Verdict]:
-    """Whether an order of channels helps what was made without one."""
-    found: list[Verdict] = []
-    for row in data.rows:
-        plain = data.find(row.base, row.variant.removeprefix("folded/"), row.pattern)
-        if plain is not None and plain is not row:
-            found += _against(data, row, plain, f"{row.method}, beats {plain.method}", paper=False)
-    return found
 
 
 def answer(data: Comparison) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 
 from effllm.pipelines.reports.models.comparison import Row, place
 from effllm.pipelines.reports.models.subjects import Subject
@@ -26,16 +25,8 @@ def describe_all(subjects: Iterable[Subject]) -> list[Row]:
 
 
 def describe(subject: Subject) -> Row:
-    """Name a model by its history; `folded/` marks one whose channels were put in order first."""
+    """Name a model by its history."""
     history = subject.history
-    if history and history[0]["stage"] == "fold_permutation":
-        row = describe(replace(subject, history=history[1:]))
-        return replace(
-            row,
-            subject=subject,
-            method=f"{row.method}, channels in order",
-            variant=f"folded/{row.variant}",
-        )
     if not history:
         return Row(subject, "dense", "", "Dense")
     prunes = [step for step in history if step["stage"] == "prune"]
@@ -82,6 +73,5 @@ def describe(subject: Subject) -> Row:
 
 def _order(row: Row) -> tuple[int, int, int, str]:
     variants = ("", "prune", *CONTROLS, "redense", "early_exit", "sds", "s_ds")
-    variant = place(row.variant.removeprefix("folded/"), *variants)
     base = place(row.base, "dense", *BASES)
-    return variant, base, place(row.pattern, "", *PATTERNS), row.method
+    return place(row.variant, *variants), base, place(row.pattern, "", *PATTERNS), row.method

@@ -13,23 +13,13 @@ from effllm.pipelines.reports.models.tables import described_run, perplexity_tab
 from effllm.pipelines.reports.page import Text
 from effllm.pipelines.reports.results import Results
 from effllm.pipelines.reports.sds import claims, studies, tables
-from effllm.pipelines.reports.sds.claims import PAPER_RUN
 from effllm.pipelines.reports.sds.figures import draw_histograms, draw_layer_errors, draw_perplexity
 from effllm.pipelines.reports.sds.names import BASES, MAIN, PATTERNS, describe_all
 from effllm.pipelines.reports.stage import Findings, ReportStage
 
 
 @dataclass(frozen=True, kw_only=True)
-class _ReportOnSds(ReportStage):
-    ARXIV: ClassVar[str] = "2408.10473"
-
-    def compare(self, results: Results) -> Comparison:
-        """All models of the run."""
-        return Comparison.of(results, describe_all, PAPER_RUN, self.resamples)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReportSds(_ReportOnSds):
+class ReportSds(ReportStage):
     """Read every result of the pipeline and say what it shows.
 
     Args:
@@ -42,12 +32,13 @@ class ReportSds(_ReportOnSds):
         "Is a model that was pruned, made dense again and pruned again better than one pruned "
         "once, and than one refitted for as long?"
     )
+    ARXIV: ClassVar[str] = "2408.10473"
 
     seed: Seed
 
     def find(self, results: Results, figures: Path) -> Findings:
         """All metrics of every pattern, verdicts at 2:4, and what the method does to weights."""
-        data = self.compare(results)
+        data = Comparison.of(results, describe_all, claims.PAPER_RUN, self.resamples)
         patterns = [one for one in PATTERNS if any(row.pattern == one for row in data.rows)]
         return Findings(
             subject=described_run(data, results, self.seed),
@@ -75,7 +66,7 @@ class ReportSds(_ReportOnSds):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportSdsSearch(_ReportOnSds):
+class ReportSdsSearch(ReportStage):
     """Which setting of the re-dense step held-out text prefers, and what it does on test text."""
 
     VERSION: ClassVar[int] = 2  # 2: Student's t below 30 examples
@@ -84,10 +75,11 @@ class ReportSdsSearch(_ReportOnSds):
         "Which setting of the re-dense step does held-out text prefer, and does it then beat "
         "refitting without that step?"
     )
+    ARXIV: ClassVar[str] = "2408.10473"
 
     def find(self, results: Results, figures: Path) -> Findings:
         """A table for each base."""
-        data = self.compare(results)
+        data = Comparison.of(results, describe_all, claims.PAPER_RUN, self.resamples)
         bases = [base for base in BASES if any(row.base == base for row in data.rows)]
         return Findings(
             subject="2:4, one calibration seed; settings are ranked on held-out text, test text is "
@@ -99,7 +91,7 @@ class ReportSdsSearch(_ReportOnSds):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportSdsSeeds(_ReportOnSds):
+class ReportSdsSeeds(ReportStage):
     """SDS and its controls over several calibration seeds."""
 
     VERSION: ClassVar[int] = 2  # 2: one verdict rule, Student's t below 30 examples
@@ -108,10 +100,11 @@ class ReportSdsSeeds(_ReportOnSds):
         "Do the differences of SDS to one-shot pruning and to its controls hold for other "
         "calibration texts?"
     )
+    ARXIV: ClassVar[str] = "2408.10473"
 
     def find(self, results: Results, figures: Path) -> Findings:
         """Perplexity by seed."""
-        data = self.compare(results)
+        data = Comparison.of(results, describe_all, claims.PAPER_RUN, self.resamples)
         return Findings(
             subject="2:4; the same settings, controls and test windows, each seed draws its own "
             "calibration windows",

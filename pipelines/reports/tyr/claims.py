@@ -103,7 +103,7 @@ def answer(data: Comparison, speeds: Sequence[Speedup]) -> str:
     nearest = min(rivals.values(), key=lambda row: data.perplexity(row).value, default=None)
     if nearest is not None:
         change = show(data.relative(best, nearest), "+")
-        said += f", {change} % against the best of the other methods, {nearest.method}"
+        said += f", {change} % against the best without a search, {nearest.method}"
     found = next((one for one in speeds if one.row is best), None)
     if found is None:
         return f"{said}."

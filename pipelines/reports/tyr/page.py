@@ -15,22 +15,12 @@ from effllm.pipelines.reports.results import Results
 from effllm.pipelines.reports.stage import Findings, ReportStage
 from effllm.pipelines.reports.tyr import claims, tables
 from effllm.pipelines.reports.tyr import figures as draw
-from effllm.pipelines.reports.tyr.claims import PAPER_RUN
 from effllm.pipelines.reports.tyr.names import describe_all, sparsities
 from effllm.pipelines.reports.tyr.speed import gather_speeds, speed_table
 
 
 @dataclass(frozen=True, kw_only=True)
-class _ReportOnTyr(ReportStage):
-    ARXIV: ClassVar[str] = "2503.09657"
-
-    def compare(self, results: Results) -> Comparison:
-        """All models of the run."""
-        return Comparison.of(results, describe_all, PAPER_RUN, self.resamples)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReportTyr(_ReportOnTyr):
+class ReportTyr(ReportStage):
     """Read every result of the pipeline and say what it shows.
 
     Args:
@@ -43,12 +33,13 @@ class ReportTyr(_ReportOnTyr):
         "Does a searched distribution of heads and neurons over depth beat an even one and other "
         "structural pruners, and is the smaller model faster?"
     )
+    ARXIV: ClassVar[str] = "2503.09657"
 
     seed: Seed
 
     def find(self, results: Results, figures: Path) -> Findings:
         """All metrics at each sparsity, speed, and the searches."""
-        data = self.compare(results)
+        data = Comparison.of(results, describe_all, claims.PAPER_RUN, self.resamples)
         timed = results.of(Speeds)
         speeds = gather_speeds(timed, data.rows, self.resamples)
         removed = sparsities(data)
@@ -81,7 +72,7 @@ class ReportTyr(_ReportOnTyr):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportTyrSeeds(_ReportOnTyr):
+class ReportTyrSeeds(ReportStage):
     """The search, its even level and its nearest rival over seeds of calibration and moves."""
 
     VERSION: ClassVar[int] = 3  # 3: one verdict rule, Student's t below 30 examples
@@ -89,10 +80,11 @@ class ReportTyrSeeds(_ReportOnTyr):
     QUESTION: ClassVar[str] = (
         "Does the search's gain hold for other calibration windows and other moves?"
     )
+    ARXIV: ClassVar[str] = "2503.09657"
 
     def find(self, results: Results, figures: Path) -> Findings:
         """Perplexity by seed at each sparsity."""
-        data = self.compare(results)
+        data = Comparison.of(results, describe_all, claims.PAPER_RUN, self.resamples)
         at = {sparsity: claims.at(data, sparsity) for sparsity in sparsities(data)}
         return Findings(
             subject="The same settings and test windows; each seed draws its own calibration "
