@@ -66,7 +66,8 @@ class ReportStage(Stage):
     Class constants:
         TITLE: of the page.
         QUESTION: that it answers.
-        ARXIV: number of the paper, which has its figures in `paper.csv` beside the class.
+        ARXIV: number of the paper, which has its figures in `paper.csv` beside the class; empty
+            for a report of no paper.
 
     Args:
         scale: smoke, cpu or paper; for the title.
@@ -91,10 +92,11 @@ class ReportStage(Stage):
         results = Results(ctx.input_list("results", Artifact))
         found = self.find(results, ctx.workdir / "figures")
         smoke = self.scale == "smoke"
+        published = published_tables(Path(inspect.getfile(type(self))).parent)
+        but = ", except under “Beside the paper”" if published else ""
         page = Page(
             self.TITLE,
-            f"{found.subject}, scale {self.scale}. Every figure was measured by effllm, except "
-            "under “Beside the paper”.",
+            f"{found.subject}, scale {self.scale}. Every figure was measured by effllm{but}.",
             question=self.QUESTION,
             answer=_SMOKE if smoke else found.answer,
             conditions=found.conditions,
@@ -112,7 +114,6 @@ class ReportStage(Stage):
             Column("seed", lambda row: _listed(row["seed"])),
             Column("effllm show", lambda row: _listed(row["artifact"])),
         )
-        published = published_tables(Path(inspect.getfile(type(self))).parent)
         cost = [
             Text(found.provenance) if found.provenance else None,
             Text(told_cost(results)),
