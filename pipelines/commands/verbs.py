@@ -178,7 +178,7 @@ def demo(words: Words = None) -> int:
     epilog=_GENERATE
     + "\n\n"
     + _examples(
-        'effllm generate "Why is the sky blue?"',
+        'effllm generate "Repeat this text: The lighthouse stood on a ridge of rock."',
         'effllm generate "What is 2+2=?" decoder=plain',
         'effllm generate "What is 2+2=?" model=artifact:prune/3f',
         "effllm generate --file question.txt max_new_tokens=64",
