@@ -65,7 +65,7 @@ $(VENV)-peer/installed:
 
 docs: install    ## the documents as a site in build/site; a broken link fails
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
-	$(VENV)/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
 
 clean:           ## remove .venv; results stay
 	rm -rf $(VENV) $(VENV)-peer

@@ -166,7 +166,7 @@ def run(
 
 @app.command(epilog=_examples("effllm demo", "effllm demo model=hf model.name=my-model"))
 def demo(words: Words = None) -> int:
-    """Take a first look at three methods: one page in 90 seconds."""
+    """Take a first look at three methods: one page, two minutes."""
     from effllm.pipelines.commands.launch import run_command
 
     return run_command(["paper=demo", *(words or [])])
@@ -178,7 +178,7 @@ def demo(words: Words = None) -> int:
     epilog=_GENERATE
     + "\n\n"
     + _examples(
-        'effllm generate "Why is the sky blue?"',
+        'effllm generate "Repeat this text: The lighthouse stood on a ridge of rock."',
         'effllm generate "What is 2+2=?" decoder=plain',
         'effllm generate "What is 2+2=?" model=artifact:prune/3f',
         "effllm generate --file question.txt max_new_tokens=64",

@@ -98,8 +98,10 @@ def published_tables(folder: Path) -> list[Table]:
 
     Args:
         folder: of the report, with the file: method, model, setting, measure, value, source,
-            conditions.
+            conditions. Reports of no paper have none.
     """
+    if not (folder / "paper.csv").is_file():
+        return []
     with (folder / "paper.csv").open(newline="", encoding="utf-8") as file:
         published = list(csv.DictReader(file))
     by_source: dict[tuple[str, str], dict[str, dict[str, str]]] = {}

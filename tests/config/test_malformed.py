@@ -21,7 +21,7 @@ from effllm.pipelines.engine.store import Store
 from effllm.pipelines.stage import Many
 
 PAPERS = sorted(path.stem for path in (Path(CONF_DIR) / "paper").glob("*.yaml"))
-MAY_BE_NULL = frozenset({"bits", "storage", "picture"})  # though the papers give a value
+MAY_BE_NULL = frozenset({"bits", "storage", "picture", "blocks"})  # though the papers give a value
 MAY_BE_EMPTY = frozenset({"joiner"})
 
 

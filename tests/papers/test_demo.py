@@ -21,16 +21,16 @@ def outputs(tmp_path_factory):
 def test_the_page_has_three_sentences_and_three_pictures(outputs):
     folder = outputs / "reports" / "demo-smoke"
     page = (folder / "report.md").read_text()
-    for name in ("perplexity", "speed", "cache"):
+    for name in ("perplexity", "tokens_per_second", "bytes_per_token_of_context"):
         assert f"(figures/{name}.png)" in page
         assert (folder / "figures" / f"{name}.svg").stat().st_size > 0
     assert "from the first 2 of 2 blocks" in page
     rows = json.loads((folder / "results.json").read_text())
     assert [row["method"] for row in rows] == [
-        *("Dense", "Wanda", "SparseGPT", "plain", "lookup", "dense", "spark")
+        *("Dense", "Wanda", "SparseGPT", "Plain", "Lookup", "Dense cache", "SparK")
     ]
     values = {row["method"]: next(iter(row["metrics"].values())) for row in rows}
-    assert 0 < values["spark"] < values["dense"]
+    assert 0 < values["SparK"] < values["Dense cache"]
 
 
 def test_a_second_look_reuses_everything(outputs, capsys):
