@@ -7,13 +7,14 @@ since other settings begin their rounds elsewhere, there is a block for every po
 """
 
 from dataclasses import dataclass, field
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from effllm.modules.decoding.records import Block, Decision
 from effllm.modules.decoding.sampling import Sampling
-from effllm.modules.decoding.verifiers.chain import ChainTest
+from effllm.modules.decoding.verifiers.chain import ChainTest, TokenReader
 from effllm.modules.decoding.verifiers.fly import gate_measure
 from effllm.modules.inference.choice import best_tokens
 
@@ -68,7 +69,7 @@ class RecordedBlock:
 
 
 @dataclass(kw_only=True)
-class Recorder:
+class Recorder(TokenReader):
     """A verifier that keeps nothing, so that each position gets a block, and remembers them all.
 
     The text is the target's own at temperature 0; a pass yields one token, so recording costs as
@@ -87,6 +88,15 @@ class Recorder:
     sampling: Sampling = field(default_factory=Sampling, init=False)
     lossless: bool = field(default=True, init=False)
     blocks: list[RecordedBlock] = field(default_factory=list, init=False)
+
+    def knowing(self, special: frozenset[int], ends: frozenset[int]) -> Self:
+        """A fresh one that knows a tokenizer's special tokens and ends."""
+        return type(self)(protected=special, ends=ends)
+
+    def take(self) -> list[RecordedBlock]:
+        """The blocks since the last call; they are forgotten."""
+        taken, self.blocks = self.blocks, []
+        return taken
 
     def verify(self, block: Block, logits: Tensor, generator: torch.Generator) -> Decision:
         """Record K tokens judged by (K + 1, V) float32 logits; keep the target's next token."""

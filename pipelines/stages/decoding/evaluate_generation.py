@@ -10,7 +10,7 @@ from effllm.pipelines.artifacts.data import Tasks
 from effllm.pipelines.artifacts.measured import Predictions
 from effllm.pipelines.files import write_json, write_rows
 from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
-from effllm.pipelines.stages.decoding.loading import DecodingArm, DecodingModels, describe_arm
+from effllm.pipelines.stages.decoding.loading import DecodingArm, DecodingModels
 from effllm.pipelines.stages.evaluation.evaluate_tasks import place_tasks
 
 
@@ -50,7 +50,8 @@ class EvaluateGeneration(Stage):
 
         tasks = ctx.input("tasks", Tasks)
         models = DecodingModels.load(ctx, self.dtype, fast=self.fast)
-        session = models.session(self.decoder, text=True)
+        decoder = models.decoder(self.decoder)
+        session = decoder.join(models.target, models.tokenizer)
         quieten_harness()
         adapter = DecodingLM(
             pretrained=models.target,
@@ -71,12 +72,7 @@ class EvaluateGeneration(Stage):
         write_rows(ctx.workdir / "predictions.jsonl", results.rows)
         write_rows(ctx.workdir / "answers.jsonl", (asdict(one) for one in answers))
         checkpoint = models.checkpoint
-        arm = describe_arm(
-            self.decoder,
-            models.target,
-            models.draft(self.decoder),
-            lossless=session.verifier.lossless,
-        )
+        arm = decoder.about(models.target)
         subject = {"checkpoint": checkpoint.label, "history": checkpoint.history, "arm": arm}
         write_json(ctx.workdir / "subject.json", subject)
         write_json(

@@ -52,6 +52,7 @@ class MeasurePasses(Stage):
     def run(self, ctx: StageContext) -> Metrics:
         """`costs.json`."""
         from effllm.modules.decoding.break_even import bytes_per_pass
+        from effllm.modules.decoding.proposers.draft import ModelDrafter
         from effllm.modules.inference.runner import ModelRunner
 
         models = DecodingModels.load(ctx, self.dtype, fast=self.fast)
@@ -62,13 +63,15 @@ class MeasurePasses(Stage):
         rounds: dict[str, list[RoundRecord]] = {}
         passes = {}
         for number, (name, arm) in enumerate(self.arms.items()):
-            draft, session = models.draft(arm), models.session(arm)
+            session = models.decoder(arm).join(models.target, models.tokenizer)
             rounds[name] = [
                 one
                 for prompt in prompts
-                for one in session.measure(prompt, self.max_new_tokens, seed=self.seed).rounds
+                for one in session.decode(prompt, self.max_new_tokens, seed=self.seed).rounds
             ]
-            passes[name] = 0.0 if draft is None else self._draft_seconds(ModelRunner(draft))
+            passes[name] = 0.0
+            if isinstance(session.proposer, ModelDrafter):
+                passes[name] = self._draft_seconds(session.proposer.runner)
             ctx.progress(number + 1, len(self.arms), "arm")
         widest = 1 + max(one.drafted for mine in rounds.values() for one in mine)
         runner = ModelRunner(models.target)
