@@ -6,8 +6,9 @@ import pytest
 from said import flat
 
 from effllm.modules.kvcache.compression import Compression
-from effllm.modules.kvcache.formats import Dense, SparkKeys
-from effllm.modules.kvcache.rivals import ThinkKeys
+from effllm.modules.kvcache.formats.base import Dense
+from effllm.modules.kvcache.formats.spark import SparkKeys
+from effllm.modules.kvcache.formats.think import ThinkKeys
 from effllm.pipelines.reports.paired import Paired
 from effllm.pipelines.reports.spark.claims import run_conditions, verdicts
 from effllm.pipelines.reports.spark.study import Study

@@ -1,14 +1,14 @@
-"""Formats that SparK is compared or combined with: ThinK, rounded numbers, pruned values."""
+"""Numbers of few bits: good for values by token, for keys by channel (KIVI)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from effllm.kernels.packed_keys import mask_bytes, pack_rows, unpack_rows_reference
-from effllm.modules.kvcache.formats import Dense, Head
+from effllm.modules.kvcache.formats.base import Format, Head
 from effllm.modules.kvcache.quantisation import (
     BITS,
     RANGE_BYTES,
@@ -17,123 +17,11 @@ from effllm.modules.kvcache.quantisation import (
     row_bytes,
 )
 from effllm.modules.kvcache.segment import Segment
-from effllm.modules.kvcache.selection import keep_largest, kept_channels
-from effllm.modules.ranges import PositiveInt, Ratio, Share
+from effllm.modules.ranges import PositiveInt
 
 
 @dataclass(frozen=True, kw_only=True)
-class ThinkKeys:
-    """ThinK: the same channels kept for all tokens of a head, the others zero.
-
-    Args:
-        share: of channels kept, 0 < share <= 1; at least one is.
-
-    Source: ThinK (arXiv 2407.21018): the score of a channel is mean q^2 times mean k^2. Stored
-    gathered, as in its eager code; its flash version only zeroes.
-    """
-
-    share: Share
-
-    def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
-            raise ValueError(f"ThinK with a share of {self.share:g} kept; use 0 < share <= 1")
-
-    @property
-    def per_token(self) -> bool:
-        """Yes."""
-        return True
-
-    def kept(self, channels: int) -> int:
-        """Channels kept (T)."""
-        return max(int(self.share * channels + 1e-9), 1)
-
-    def encode(self, states: Tensor, weight: Tensor, head: Head | None = None) -> Segment:
-        """Rows `values` (B, Hkv, S, T); head `index` (B, Hkv, T) int16."""
-        tokens, channels = states.shape[2:]
-        kept = self.kept(channels)
-        if head is None:
-            score = weight.square() * states.float().square().sum(dim=2)
-            keep = keep_largest(score, kept)
-            index = keep.nonzero()[:, 2].reshape(*keep.shape[:2], kept)
-            head = {"index": index.to(torch.int16)}
-        index = head["index"].long().unsqueeze(2).expand(-1, -1, tokens, -1)
-        return Segment(tokens, channels, {"values": states.gather(3, index)}, head)
-
-    def decode(self, segment: Segment, start: int, stop: int) -> Tensor:
-        """Zeros where a channel was pruned."""
-        values = segment.rows["values"][:, :, start:stop]
-        index = segment.head["index"].long().unsqueeze(2).expand_as(values)
-        dense = values.new_zeros(*values.shape[:3], segment.channels)
-        return dense.scatter_(3, index, values)
-
-    def row_bytes(self, channels: int, width: int) -> float:
-        """T numbers."""
-        return self.kept(channels) * width
-
-    def head_bytes(self, channels: int) -> int:
-        """A 16-bit index per kept channel."""
-        return 2 * self.kept(channels)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrunedValues:
-    """SparK's value pruning: the largest entries of each value, the mean of the others for them.
-
-    Importance of an entry: 0.7 |v| + 0.3 of the mean of its channel's variance over tokens and its
-    token's variance over channels, over the largest such mean of the head.
-
-    Args:
-        ratio: share of channels pruned.
-
-    Source: SparK, official code (`compress_values`, fill 0.65).
-    """
-
-    ratio: Ratio
-
-    def __post_init__(self) -> None:
-        kept_channels(64, self.ratio)  # refuses ratios outside [0, 1)
-
-    @property
-    def per_token(self) -> bool:
-        """Yes."""
-        return True
-
-    def encode(self, states: Tensor, weight: Tensor, head: Head | None = None) -> Segment:
-        """Rows `values`, `mask`, and `fill` in the dtype of the values."""
-        tokens, channels = states.shape[2:]
-        kept = kept_channels(channels, self.ratio)
-        if kept == channels or not tokens:
-            return Dense().encode(states, weight)
-        values = states.float()
-        over_tokens = values.var(dim=2, keepdim=True, correction=0)
-        spread = (over_tokens + values.var(dim=3, keepdim=True, correction=0)) / 2
-        spread = spread / spread.amax(dim=(2, 3), keepdim=True).clamp_min(1e-12)
-        keep = keep_largest(0.7 * values.abs() + 0.3 * spread, kept)
-        fill = values.masked_fill(keep, 0.0).sum(dim=-1) / (channels - kept)
-        rows, mask, _ = pack_rows(states, keep, kept)
-        stored = {"values": rows, "mask": mask, "fill": fill.to(states.dtype)}
-        return Segment(tokens, channels, stored)
-
-    def decode(self, segment: Segment, start: int, stop: int) -> Tensor:
-        """Each token's mean where a channel was pruned."""
-        rows = {name: one[:, :, start:stop] for name, one in segment.rows.items()}
-        if "states" in rows:
-            return rows["states"]
-        unit = rows["fill"].new_ones(*rows["mask"].shape[:2], segment.channels).float()
-        return unpack_rows_reference(rows["values"], rows["mask"], None, rows["fill"], unit)
-
-    def row_bytes(self, channels: int, width: int) -> float:
-        """T numbers, the keep bits, and the mean."""
-        kept = kept_channels(channels, self.ratio)
-        return channels * width if kept == channels else (kept + 1) * width + mask_bytes(channels)
-
-    def head_bytes(self, channels: int) -> int:
-        """None."""
-        return 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenIntegers:
+class TokenIntegers(Format):
     """Each token rounded on its own, in groups of neighbouring channels.
 
     Args:
@@ -147,11 +35,6 @@ class TokenIntegers:
     def __post_init__(self) -> None:
         if self.bits not in BITS:
             raise ValueError(f"integers of {self.bits} bits; there are 2, 3, 4 and 8")
-
-    @property
-    def per_token(self) -> bool:
-        """Yes."""
-        return True
 
     def encode(self, states: Tensor, weight: Tensor, head: Head | None = None) -> Segment:
         """Rows `codes<i>` and `range<i>` per group i."""
@@ -179,13 +62,9 @@ class TokenIntegers:
             row_bytes(rest, self.bits) if rest else 0
         )
 
-    def head_bytes(self, channels: int) -> int:
-        """None."""
-        return 0
-
 
 @dataclass(frozen=True, kw_only=True)
-class ChannelIntegers:
+class ChannelIntegers(Format):
     """Each channel rounded over runs of tokens, as KIVI does with keys.
 
     Tokens that do not fill a run stay dense.
@@ -197,17 +76,14 @@ class ChannelIntegers:
     Source: KIVI (arXiv 2402.02750).
     """
 
+    per_token: ClassVar[bool] = False  # a run of tokens is rounded together
+
     bits: PositiveInt
     group: PositiveInt = 32
 
     def __post_init__(self) -> None:
         if self.bits not in BITS:
             raise ValueError(f"integers of {self.bits} bits; there are 2, 3, 4 and 8")
-
-    @property
-    def per_token(self) -> bool:
-        """No: a run of tokens is rounded together."""
-        return False
 
     def encode(self, states: Tensor, weight: Tensor, head: Head | None = None) -> Segment:
         """Rows `codes`, `range` (B, Hkv, S // group, D, ...) and `rest` (B, Hkv, S % group, D)."""
@@ -238,7 +114,3 @@ class ChannelIntegers:
     def row_bytes(self, channels: int, width: int) -> float:
         """Per token of a full run; tokens of the rest take D numbers."""
         return channels * (-(-self.group * self.bits // 8) + RANGE_BYTES) / self.group
-
-    def head_bytes(self, channels: int) -> int:
-        """None."""
-        return 0
