@@ -1,6 +1,5 @@
 """transformers' own decoding, as baseline and oracle: generate, prompt lookup, assisted."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,6 +12,7 @@ from effllm.modules.decoding.joining import end_tokens
 from effllm.modules.decoding.records import Generation
 from effllm.modules.errors import ConfigError
 from effllm.modules.ranges import PositiveInt
+from effllm.modules.timing import now
 
 Kind = Literal["plain", "lookup", "assisted"]
 
@@ -42,9 +42,7 @@ class Library:
                 "draft model, the others take none"
             )
 
-    def join(
-        self, target: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-    ) -> "LibrarySession":
+    def join(self, target: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> "LibrarySession":
         """What decodes texts of a target."""
         draft = None if self.draft is None else self.draft.of(target)
         ends = end_tokens(target, tokenizer)
@@ -98,7 +96,7 @@ class LibrarySession:
         own: GenerationConfig = model.generation_config
         model.generation_config = GenerationConfig()
         try:
-            started = time.perf_counter()
+            started = now(model.device)
             output = model.generate(  # type: ignore[operator] # a mix-in's method
                 ids,
                 attention_mask=torch.ones_like(ids),
@@ -108,7 +106,7 @@ class LibrarySession:
                 pad_token_id=min(self.ends, default=0),
                 **options,
             )
-            seconds = time.perf_counter() - started
+            seconds = now(model.device) - started
         finally:
             model.generation_config = own
         tokens = output[0, len(prompt) :].tolist()

@@ -1,7 +1,7 @@
 """Whole blocks as the target judges them, from every position of its own text.
 
 A decision remembers mismatches up to the first rejection. To ask what another window, threshold
-or block length would have done, the rest of the block is needed too: which tokens behind the
+or block length would have done, the rest of the block is needed too: which tokens after the
 rejection the target would have chosen, and how open it was there. All of it is in the logits. And
 since other settings begin their rounds elsewhere, there is a block for every position.
 """
@@ -21,7 +21,7 @@ from effllm.modules.inference.choice import best_tokens
 
 @dataclass(frozen=True, kw_only=True)
 class RecordedMismatch:
-    """One drafted token that the target would not have chosen, behind the tokens before it.
+    """One drafted token that the target would not have chosen after the tokens before it.
 
     Attributes:
         position: in the block, from 0.

@@ -43,26 +43,16 @@ class Checkpoint(Artifact):
         self, dtype: str, device: str = "cpu", device_map: str | None = None
     ) -> PreTrainedModel:
         """The model in `dtype`, ready for inference, on `device` or as `device_map` spreads it."""
-        from effllm.modules.structural.compact import load_any
+        from effllm.modules.modeling.checkpoints import load_any
 
         model = load_any(self.path, dtype, device_map, trust_remote_code=self.trusts_code)
         if device_map is None:
             model.to(device)  # type: ignore[arg-type] # its wrapper hides the method
         return model.eval()
 
-    def load_draft(self, dtype: str, device: str = "cpu") -> PreTrainedModel:
-        """The model as a drafter: with its reduced vocabulary, if it was distilled with one."""
-        from safetensors.torch import load_file
-
-        from effllm.modules.drafting.shape import reduce_vocabulary
-
-        model = self.load_model(dtype, device)
-        file = self.path / VOCABULARY_FILE
-        return reduce_vocabulary(model, load_file(file)["token_ids"]) if file.is_file() else model
-
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's tokenizer."""
-        from effllm.modules.structural.compact import load_tokenizer
+        from effllm.modules.modeling.checkpoints import load_tokenizer
 
         return load_tokenizer(self.path, trust_remote_code=self.trusts_code)
 
@@ -103,8 +93,8 @@ def write_checkpoint(
     """Write a Checkpoint's files; masks at eight weights a byte, uneven models with their code."""
     from safetensors.torch import save_file
 
+    from effllm.modules.modeling.checkpoints import save_code
     from effllm.modules.sparsity.masks import pack_mask
-    from effllm.modules.structural.compact import save_code
 
     model.save_pretrained(folder)
     save_code(model, folder)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from effllm.modules.errors import ConfigError
 from effllm.pipelines.artifacts.checkpoints import Checkpoint
+from effllm.pipelines.artifacts.decoding import load_draft
 from effllm.pipelines.artifacts.heads import Heads, describe_target
 from effllm.pipelines.commands.asked import FirstLayers, Settings, StoredDraft
 from effllm.pipelines.commands.launch import choose_device
@@ -61,7 +62,7 @@ def open_session(settings: Settings, text: str, system: str | None) -> tuple[Ses
     if path.reason:
         print(f"[{path.kind} passes, not compiled: {path.reason}]", file=sys.stderr)
     if stored is not None:
-        smaller = stored.load_draft(settings.dtype, device)
+        smaller = load_draft(stored, settings.dtype, device)
         speed_up(smaller)
         draft = drafts.Given(smaller)
     elif isinstance(wanted, FirstLayers):

@@ -13,7 +13,7 @@ from effllm.pipelines.reports.paired import Paired
 from effllm.pipelines.reports.spark.claims import run_conditions, verdicts
 from effllm.pipelines.reports.spark.study import Study
 from effllm.pipelines.reports.spark.tables import answer_table
-from effllm.pipelines.stages.kvcache.evaluate_cache import describe
+from effllm.pipelines.stages.described import describe
 
 ARMS = {
     "dense": Compression(keys=Dense(), values=Dense()),

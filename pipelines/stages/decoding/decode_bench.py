@@ -10,13 +10,12 @@ from effllm.modules.ranges import Dtype, PositiveInt, Seed
 from effllm.pipelines.artifacts.checkpoints import Checkpoint
 from effllm.pipelines.artifacts.data import Prompts
 from effllm.pipelines.artifacts.measured import Predictions
-from effllm.pipelines.files import write_json, write_rows
+from effllm.pipelines.files import write_json
 from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
 from effllm.pipelines.stages.decoding.loading import DecodingArm, DecodingModels, LibraryArm
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
+    from effllm.modules.data.prompts import Prompt
     from effllm.modules.decoding.library import LibrarySession
     from effllm.modules.decoding.records import Generation
     from effllm.modules.decoding.session import Session
@@ -58,8 +57,9 @@ class DecodeBench(Stage):
 
     def run(self, ctx: StageContext) -> Metrics:
         """`predictions.jsonl`: one row per prompt and arm; `arms.json`: what each arm is."""
+        from effllm.modules.timing import taking_turns
+
         models = DecodingModels.load(ctx, self.dtype, fast=self.fast)
-        checkpoint, tokenizer = models.checkpoint, models.tokenizer
         libraries = any("library" in arm for arm in self.arms.values())
         stock = models.stock(ctx, self.dtype) if libraries else models
         sessions: dict[str, Session | LibrarySession] = {}
@@ -67,7 +67,7 @@ class DecodeBench(Stage):
         for name, arm in self.arms.items():
             mine = stock if "library" in arm else models
             decoder = mine.library(arm) if "library" in arm else mine.decoder(arm)
-            sessions[name] = decoder.join(mine.target, tokenizer)
+            sessions[name] = decoder.join(mine.target, mine.tokenizer)
             described[name] = decoder.about(mine.target)
         prompts = ctx.input("prompts", Prompts).prompts()
         encoded = [models.encode(prompt.text, chat=prompt.chat) for prompt in prompts]
@@ -77,28 +77,21 @@ class DecodeBench(Stage):
             session.decode(encoded[0], 8, seed=self.seed)  # warm-up, not recorded
         names = list(sessions)
         for number in range(done, len(prompts)):
-            turn = number % len(names)
             found = {}
-            for name in [*names[turn:], *names[:turn]]:
-                decoded = sessions[name].decode(
-                    encoded[number], self.max_new_tokens, seed=self.seed
-                )
-                found[name] = _figures(decoded)
-            rows += _describe(found, prompts[number], encoded[number], models.target, tokenizer)
+            for name in taking_turns(names, number):
+                session = sessions[name]
+                text = session.decode(encoded[number], self.max_new_tokens, seed=self.seed)
+                found[name] = _figures(text)
+            rows += _describe(found, prompts[number], encoded[number], models)
             ctx.save_rows(rows)
             ctx.progress(number + 1, len(prompts), "prompt")
-        write_rows(ctx.workdir / "predictions.jsonl", rows)
-        write_json(
-            ctx.workdir / "subject.json",
-            {"checkpoint": checkpoint.label, "history": checkpoint.history},
-        )
+        Predictions.write(ctx.workdir, rows, models.checkpoint)
         write_json(ctx.workdir / "arms.json", described)
         speeds = {}
         for name in names:
-            mine = [row for row in rows if row["set"] == name]
-            speeds[f"{name}/tokens_per_second"] = sum(row["tokens"] for row in mine) / sum(
-                row["seconds"] for row in mine
-            )
+            decoded = [row for row in rows if row["set"] == name]
+            seconds = sum(row["seconds"] for row in decoded)
+            speeds[f"{name}/tokens_per_second"] = sum(row["tokens"] for row in decoded) / seconds
         return {**speeds, "prompts": len(prompts), **models.path_metrics()}
 
 
@@ -129,10 +122,9 @@ def _figures(found: Generation) -> dict[str, Any]:
 
 def _describe(
     found: dict[str, dict[str, Any]],
-    prompt: Any,
+    prompt: Prompt,
     encoded: list[int],
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    models: DecodingModels,
 ) -> list[dict[str, Any]]:
     """Rows of one prompt; equal outputs are judged once."""
     from effllm.modules.evaluation.generations import (
@@ -149,8 +141,8 @@ def _describe(
         output = one.pop("output")
         key = tuple(output)
         if output and key not in likelihoods:
-            likelihoods[key] = continuation_nll(model, encoded, output)
-        text = tokenizer.decode(output, skip_special_tokens=True)
+            likelihoods[key] = continuation_nll(models.target, encoded, output)
+        text = str(models.tokenizer.decode(output, skip_special_tokens=True))
         rows.append(
             {
                 "set": name,

@@ -11,7 +11,6 @@ from effllm.pipelines.artifacts.measured import Predictions
 from effllm.pipelines.files import write_json, write_rows
 from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
 from effllm.pipelines.stages.decoding.loading import DecodingArm, DecodingModels
-from effllm.pipelines.stages.evaluation.evaluate_tasks import place_tasks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,17 +63,14 @@ class EvaluateGeneration(Stage):
         results = run_tasks(
             adapter,
             [*tasks.names, *self.harness_tasks],
-            include_path=place_tasks(tasks, ctx.progress_dir),
+            include_path=tasks.place(ctx.progress_dir),
             include_defaults=bool(self.harness_tasks),
             limit=self.limit,
         )
         answers = adapter.answers
-        write_rows(ctx.workdir / "predictions.jsonl", results.rows)
-        write_rows(ctx.workdir / "answers.jsonl", (asdict(one) for one in answers))
-        checkpoint = models.checkpoint
         arm = decoder.about(models.target)
-        subject = {"checkpoint": checkpoint.label, "history": checkpoint.history, "arm": arm}
-        write_json(ctx.workdir / "subject.json", subject)
+        Predictions.write(ctx.workdir, results.rows, models.checkpoint, arm=arm)
+        write_rows(ctx.workdir / "answers.jsonl", (asdict(one) for one in answers))
         write_json(
             ctx.workdir / "versions.json",
             {"lm-eval": version("lm-eval"), "tasks": results.versions},

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 from effllm.modules.errors import ConfigError
 from effllm.modules.ranges import NonNegativeInt, PositiveInt
 from effllm.pipelines.artifacts.checkpoints import Checkpoint
+from effllm.pipelines.artifacts.decoding import load_draft
 from effllm.pipelines.artifacts.heads import Heads, describe_target
 from effllm.pipelines.stage import StageContext
 
@@ -105,7 +106,9 @@ class DecodingModels:
 
         checkpoint = ctx.input("model", Checkpoint)
         target = checkpoint.load_model(dtype, ctx.device, ctx.device_map)
-        drafts = [one.load_draft(dtype, ctx.device) for one in ctx.input_list("drafts", Checkpoint)]
+        drafts = [
+            load_draft(draft, dtype, ctx.device) for draft in ctx.input_list("drafts", Checkpoint)
+        ]
         paths = [speed_up(model) for model in (target, *drafts)] if fast else []
         heads = []
         for stored in ctx.input_list("heads", Heads) if "heads" in ctx.inputs else ():
@@ -149,7 +152,8 @@ class DecodingModels:
         from effllm.modules.decoding.library import Library
 
         settings = {key: value for key, value in arm.items() if key == "drafted"}
-        return Library(kind=arm["library"], draft=self._draft(arm.get("draft")), **settings)
+        draft: Any = self._draft(arm.get("draft"))  # looked at by the class
+        return Library(kind=arm["library"], draft=draft, **settings)
 
     def _draft(self, wanted: Mapping[str, Any] | None) -> Draft | None:
         from effllm.modules.decoding.drafts import FirstLayers
@@ -158,14 +162,13 @@ class DecodingModels:
             return None
         if wanted["kind"] == "first_layers":
             return FirstLayers(wanted["layers"])
-        given: list[Any] = {"input": self.drafts, "heads": self.heads}[wanted["kind"]]
+        given: list[Draft] = [*(self.heads if wanted["kind"] == "heads" else self.drafts)]
         if wanted["index"] >= len(given):
             raise ConfigError(
                 f"draft {dict(wanted)}: expected an index below {len(given)}, the number of the "
                 f"stage's {'heads' if wanted['kind'] == 'heads' else 'drafts'}"
             )
-        draft: Draft = given[wanted["index"]]
-        return draft
+        return given[wanted["index"]]
 
     def path_metrics(self) -> dict[str, float | str]:
         """How the target is run, and the seconds of making all models ready."""

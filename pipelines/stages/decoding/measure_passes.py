@@ -9,7 +9,6 @@ from effllm.modules.ranges import Dtype, PositiveInt, Seed
 from effllm.pipelines.artifacts.checkpoints import Checkpoint
 from effllm.pipelines.artifacts.data import Prompts
 from effllm.pipelines.artifacts.decoding import PassCosts
-from effllm.pipelines.files import write_json
 from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
 from effllm.pipelines.stages.decoding.loading import DecodingArm, DecodingModels
 
@@ -90,7 +89,7 @@ class MeasurePasses(Stage):
             "draft_seconds": passes,
             "forecasts": forecasts,
         }
-        write_json(ctx.workdir / "costs.json", figures)
+        PassCosts.write(ctx.workdir, figures)
         best = {f"{name}/best_tokens": one["best"]["tokens"] for name, one in forecasts.items()}
         speeds = {
             f"{name}/speed_over_plain": one["best"]["speed"] for name, one in forecasts.items()
@@ -106,7 +105,7 @@ class MeasurePasses(Stage):
     def _costs(self, runner: ModelRunner, widest: int) -> dict[int, dict[str, Any]]:
         """Median seconds per width, and the ratio to one token with its interval.
 
-        Width 0 is the mere reading of the weights: the limit of what one token can cost.
+        Width 0 merely reads the weights: the limit of what one token can cost.
         """
         import numpy as np
 

@@ -9,7 +9,6 @@ from effllm.modules.ranges import Dtype, PositiveInt
 from effllm.pipelines.artifacts.checkpoints import Checkpoint
 from effllm.pipelines.artifacts.data import Prompts
 from effllm.pipelines.artifacts.decoding import Blocks
-from effllm.pipelines.files import write_json, write_rows
 from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
 from effllm.pipelines.stages.decoding.loading import DecodingModels, ProposingArm
 
@@ -66,11 +65,10 @@ class RecordBlocks(Stage):
                 ]
             ctx.save_rows(rows)
             ctx.progress(number + 1, len(prompts), "prompt")
-        write_rows(ctx.workdir / "blocks.jsonl", rows)
         described = {
             name: {**decoder.about(models.target), "verifier": None}
             for name, decoder in decoders.items()
         }
-        write_json(ctx.workdir / "arms.json", described)
+        Blocks.write(ctx.workdir, rows, described)
         counts = {name: sum(row["arm"] == name for row in rows) for name in sessions}
         return {f"{name}/blocks": count for name, count in counts.items()}
