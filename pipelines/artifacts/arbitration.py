@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 _PROBLEMS = "problems.jsonl"
 _TABLES = "tables.safetensors"
+_WORDS = {"never": math.inf, "always": -math.inf}  # thresholds without end, which JSON has not
 
 
 class ArbitrationPair(Artifact):
@@ -58,6 +61,11 @@ class ArbitrationPair(Artifact):
             if row["split"] == split
         ]
 
+    @property
+    def has_models(self) -> bool:
+        """Whether it is of language models, not of tables."""
+        return not (self.path / _TABLES).is_file()
+
     def load(self) -> Pair:
         """Both models, ready to be followed."""
         from effllm.modules.arbitration.exploring import Pair
@@ -67,7 +75,7 @@ class ArbitrationPair(Artifact):
         info = self.info
         target: Stepper
         draft: Stepper
-        if (self.path / _TABLES).is_file():
+        if not self.has_models:
             from safetensors.torch import load_file
 
             from effllm.modules.arbitration.fake import TableStepper
@@ -154,6 +162,11 @@ class Headroom(Artifact):
 
     kind = "headroom"
 
+    @staticmethod
+    def write(folder: Path, figures: Mapping[str, Any]) -> None:
+        """Write the file of measures."""
+        write_json(folder / "headroom.json", figures)
+
     @property
     def figures(self) -> dict[str, Any]:
         """Measures with intervals, cells, areas under curves, and the gate."""
@@ -169,6 +182,21 @@ class Arbiters(Artifact):
     def info(self) -> dict[str, Any]:
         """How they were trained, and on what: trainer, network, features, labels, seeds."""
         return dict(self.read_json("arbiters.json"))
+
+    @property
+    def rule(self) -> str:
+        """Short name, from how they were trained."""
+        info = self.info
+        if info["labels"] == "same_answer":
+            name = "autojudge"
+        elif info["labels"] == "shuffled":
+            name = "shuffled"
+        else:
+            name = "rl" if info["trainer"] == "reinforcement" else "warm"
+        name += "_linear" * (info["network"] == "linear")
+        name += f"_{info['features']}" * (info["features"] != "all")
+        name += "_speed" * (info["speed_weight"] > 0)
+        return "self_" * (info["proposer"] == "second") + name
 
     def policies(self) -> dict[int, Policy]:
         """Seed -> policy."""
@@ -197,6 +225,21 @@ def write_arbiters(folder: Path, info: Mapping[str, Any], policies: Mapping[int,
         save_file(policy.state_dict(), folder / f"policy-{seed}.safetensors")
 
 
+@dataclass(frozen=True)
+class Shipped:
+    """A policy at its operating point.
+
+    Attributes:
+        rule: `rl` or `warm`, by which it was trained; `target` if none may be shipped.
+        seed: of the policy.
+        threshold: of its scores.
+    """
+
+    rule: str
+    seed: int
+    threshold: float
+
+
 class ArbitrationVerdicts(Artifact):
     """For every rule and every test problem: right or wrong, and exact counts.
 
@@ -209,6 +252,18 @@ class ArbitrationVerdicts(Artifact):
     def rules(self) -> list[dict[str, Any]]:
         """Arms: key, rule, seed, group, operating point on validation."""
         return list(self.read_json("rules.json")["arms"])
+
+    @property
+    def shipped(self) -> Shipped:
+        """Of all seeds, what is shipped with the highest lower bound of its gain on validation."""
+        mine = [arm for arm in self.rules if arm["rule"] == "cospec"]
+        best = max(mine, key=lambda arm: float(arm["validation"]["bound"]))
+        threshold = best["validation"]["threshold"]
+        return Shipped(
+            rule=self.figures["shipped"][str(best["seed"])],
+            seed=best["seed"],
+            threshold=_WORDS.get(threshold, threshold),
+        )
 
     @property
     def figures(self) -> dict[str, Any]:

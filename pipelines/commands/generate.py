@@ -37,16 +37,17 @@ def generate_command(words: Sequence[str], file: Path | None = None) -> int:
     except OmegaConfBaseException as error:
         raise one_line(error) from error
     settings = check_settings(plain)
+    if asked.system is not None:
+        settings = settings.model_copy(update={"system": asked.system})
     quieten_libraries()
     keep_freed_memory()
-    system = settings.system if asked.system is None else asked.system
-    session, prompt = open_session(settings, asked.prompt, system)
+    session, prompt, most = open_session(settings, asked)
 
     def show(piece: str) -> None:
         raise_if_asked()
         print(piece, end="", flush=True)
 
-    found = session.generate(prompt, settings.max_new_tokens, seed=settings.seed, on_text=show)
+    found = session.generate(prompt, most, seed=settings.seed, on_text=show)
     print()
     print(summary(found, len(prompt), session.verifier.lossless), file=sys.stderr)
     return 130 if found.stop == "interrupted" else 0
