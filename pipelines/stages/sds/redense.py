@@ -58,9 +58,10 @@ class Redense(Stage):
             layers = coordinates_by_layer(grams.block(index), self.solver.space, ctx.device)
             solved = {}
             for name, at in layers.items():
-                pair = (one[index][name].to(ctx.device) for one in (originals, starts))
+                original = originals[index][name].to(ctx.device)
+                start = starts[index][name].to(ctx.device)
                 with named_layer(index, name):
-                    solved[name] = self.solver.solve(*pair, at)
+                    solved[name] = self.solver.solve(original, start, at)
             save_block(ctx, index, weight=solved)
         return _finish(ctx, model, self.solver, _input_kind(ctx, grams.subject))
 
