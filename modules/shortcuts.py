@@ -37,7 +37,7 @@ from effllm.modules.inference.fast_path import speed_up
 from effllm.modules.kvcache.attention import attached
 from effllm.modules.kvcache.cache import CompressedCache
 from effllm.modules.kvcache.compression import Compression
-from effllm.modules.kvcache.formats import SparkKeys
+from effllm.modules.kvcache.formats.spark import SparkKeys
 from effllm.modules.sparsity.patterns import Grouped, Pattern, Unstructured
 from effllm.modules.sparsity.pruners import (
     Magnitude,

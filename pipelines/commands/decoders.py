@@ -180,7 +180,7 @@ def _last_results(store: Store, stage: str) -> list[dict[str, Any]]:
 def imported(source: dict[str, Any], store: Store) -> Checkpoint:
     """The model as a checkpoint of the store; imported now if it is not there yet."""
     if "ref" in source:
-        return _checkpoint(store, store.find(source["ref"])[1])
+        return _opened(store, store.find(source["ref"])[1], Checkpoint)
     from rich.console import Console
 
     from effllm.pipelines.engine.display import Display

@@ -17,6 +17,8 @@ from effllm.pipelines.commands.memory import keep_freed_memory
 from effllm.pipelines.engine.interrupts import raise_if_asked
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from effllm.modules.decoding.records import Generation
 
 
