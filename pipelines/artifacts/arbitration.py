@@ -33,6 +33,24 @@ class ArbitrationPair(Artifact):
 
     kind = "arbitration pair"
 
+    @staticmethod
+    def write(
+        folder: Path,
+        *,
+        info: Mapping[str, Any],
+        problems: Sequence[Problem],
+        tables: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Write the files of a pair; models that are no tables are saved by the caller."""
+        from dataclasses import asdict
+
+        from safetensors.torch import save_file
+
+        write_json(folder / "pair.json", dict(info))
+        write_rows(folder / _PROBLEMS, (asdict(problem) for problem in problems))
+        if tables is not None:
+            save_file(dict(tables), folder / _TABLES)
+
     @property
     def info(self) -> dict[str, Any]:
         """Name, costs, K, limits, pieces of the vocabulary, and what is known of the best rule."""
@@ -100,28 +118,24 @@ class ArbitrationPair(Artifact):
         )
 
 
-def write_pair(
-    folder: Path,
-    *,
-    info: Mapping[str, Any],
-    problems: Sequence[Problem],
-    tables: Mapping[str, Tensor] | None = None,
-) -> None:
-    """Write an ArbitrationPair's files; models that are no tables are saved by the caller."""
-    from dataclasses import asdict
-
-    from safetensors.torch import save_file
-
-    write_json(folder / "pair.json", dict(info))
-    write_rows(folder / _PROBLEMS, (asdict(problem) for problem in problems))
-    if tables is not None:
-        save_file(dict(tables), folder / _TABLES)
-
-
 class BranchTries(Artifact):
     """All outcomes of all problems, a file per split; verdicts of the draft alone; null forks."""
 
     kind = "branch tries"
+
+    @staticmethod
+    def write(
+        folder: Path, split: str, branches: Branches, beside: Mapping[str, Tensor] | None
+    ) -> None:
+        """Write the tries of one split, and what was measured beside them."""
+        from safetensors.torch import save_file
+
+        save_file(
+            {name: value.contiguous() for name, value in branches.tensors().items()},
+            folder / f"{split}.safetensors",
+        )
+        if beside is not None:
+            save_file(dict(beside), folder / f"{split}-beside.safetensors")
 
     @property
     def proposer(self) -> str:
@@ -141,20 +155,6 @@ class BranchTries(Artifact):
         from safetensors.torch import load_file
 
         return load_file(self.path / f"{split}-beside.safetensors")
-
-
-def write_branches(
-    folder: Path, split: str, branches: Branches, beside: Mapping[str, Tensor] | None
-) -> None:
-    """Write the tries of one split, and what was measured beside them."""
-    from safetensors.torch import save_file
-
-    save_file(
-        {name: value.contiguous() for name, value in branches.tensors().items()},
-        folder / f"{split}.safetensors",
-    )
-    if beside is not None:
-        save_file(dict(beside), folder / f"{split}-beside.safetensors")
 
 
 class Headroom(Artifact):
@@ -177,6 +177,15 @@ class Arbiters(Artifact):
     """Policies of several seeds, trained alike."""
 
     kind = "arbiters"
+
+    @staticmethod
+    def write(folder: Path, info: Mapping[str, Any], policies: Mapping[int, Policy]) -> None:
+        """Write the files of arbiters; curves are written where training puts them."""
+        from safetensors.torch import save_file
+
+        write_json(folder / "arbiters.json", dict(info))
+        for seed, policy in policies.items():
+            save_file(policy.state_dict(), folder / f"policy-{seed}.safetensors")
 
     @property
     def info(self) -> dict[str, Any]:
@@ -216,15 +225,6 @@ class Arbiters(Artifact):
         return self.path / f"curve-{seed}.csv"
 
 
-def write_arbiters(folder: Path, info: Mapping[str, Any], policies: Mapping[int, Policy]) -> None:
-    """Write Arbiters' files; curves are written where training puts them."""
-    from safetensors.torch import save_file
-
-    write_json(folder / "arbiters.json", dict(info))
-    for seed, policy in policies.items():
-        save_file(policy.state_dict(), folder / f"policy-{seed}.safetensors")
-
-
 @dataclass(frozen=True)
 class Shipped:
     """A policy at its operating point.
@@ -247,6 +247,27 @@ class ArbitrationVerdicts(Artifact):
     """
 
     kind = "arbitration verdicts"
+
+    @staticmethod
+    def write(
+        folder: Path,
+        arms: Sequence[Mapping[str, Any]],
+        columns: Mapping[str, Mapping[str, Tensor]],
+        figures: Mapping[str, Any],
+    ) -> None:
+        """Write the files of verdicts."""
+        from safetensors.torch import save_file
+
+        write_json(folder / "rules.json", {"arms": list(arms)})
+        write_json(folder / "figures.json", dict(figures))
+        save_file(
+            {
+                f"{key}/{name}": values.clone()  # what is shipped is an arm's, too
+                for key, found in columns.items()
+                for name, values in found.items()
+            },
+            folder / "verdicts.safetensors",
+        )
 
     @property
     def rules(self) -> list[dict[str, Any]]:
@@ -279,24 +300,3 @@ class ArbitrationVerdicts(Artifact):
             key, _, column = name.rpartition("/")
             found.setdefault(key, {})[column] = values
         return found
-
-
-def write_verdicts(
-    folder: Path,
-    arms: Sequence[Mapping[str, Any]],
-    columns: Mapping[str, Mapping[str, Tensor]],
-    figures: Mapping[str, Any],
-) -> None:
-    """Write ArbitrationVerdicts' files."""
-    from safetensors.torch import save_file
-
-    write_json(folder / "rules.json", {"arms": list(arms)})
-    write_json(folder / "figures.json", dict(figures))
-    save_file(
-        {
-            f"{key}/{name}": values.clone()  # what is shipped is an arm's, too
-            for key, found in columns.items()
-            for name, values in found.items()
-        },
-        folder / "verdicts.safetensors",
-    )

@@ -12,7 +12,6 @@ from effllm.pipelines.artifacts.arbitration import (
     ArbitrationPair,
     ArbitrationVerdicts,
     BranchTries,
-    write_verdicts,
 )
 from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
 
@@ -136,7 +135,7 @@ class EvaluatePolicies(Stage):
             "reliability": reliability(first, test),
             "texts": self._texts(pair.problems("test"), pair.info["pieces"], test, first, point),
         }
-        write_verdicts(ctx.workdir, [arm.described for arm in arms], columns, figures)
+        ArbitrationVerdicts.write(ctx.workdir, [arm.described for arm in arms], columns, figures)
         return {
             "target": float(target.columns["right"].double().mean()),
             "cospec": sum(float(a.columns["right"].double().mean()) for a in shipped.values())

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from effllm.modules.ranges import Dtype
-from effllm.pipelines.artifacts.checkpoints import Checkpoint, write_checkpoint
+from effllm.pipelines.artifacts.checkpoints import Checkpoint
 from effllm.pipelines.artifacts.statistics import Grams
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 from effllm.pipelines.stages.blockwise import blocks_left, install, named_layer, save_block
@@ -82,7 +82,7 @@ class Adjust(Stage):
             "refit_steps": self.solver.refit_steps,
             "space": self.solver.space,
         }
-        write_checkpoint(
+        Checkpoint.write(
             ctx.workdir, model, pruned.load_tokenizer(), [*pruned.history, step], adjusted
         )
         total = sum(mask.numel() for mask in adjusted.values())

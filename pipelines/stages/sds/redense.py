@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from effllm.modules.ranges import Dtype, NonNegativeFloat, PositiveInt, Seed
-from effllm.pipelines.artifacts.checkpoints import Checkpoint, write_checkpoint
+from effllm.pipelines.artifacts.checkpoints import Checkpoint
 from effllm.pipelines.artifacts.data import Windows
 from effllm.pipelines.artifacts.statistics import Grams
 from effllm.pipelines.stage import Metrics, Stage, StageContext
@@ -215,5 +215,5 @@ def _finish(ctx: StageContext, model: PreTrainedModel, solver: Any, inputs: str)
         "steps": getattr(solver, "steps", None) or getattr(solver, "epochs", None),
         "accelerated": getattr(solver, "accelerated", False),
     }
-    write_checkpoint(ctx.workdir, model, start.load_tokenizer(), [*start.history, step])
+    Checkpoint.write(ctx.workdir, model, start.load_tokenizer(), [*start.history, step])
     return {"blocks": blocks, "inputs": inputs}

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from effllm.modules.ranges import Dtype, PositiveInt
-from effllm.pipelines.artifacts.checkpoints import Checkpoint, write_checkpoint
+from effllm.pipelines.artifacts.checkpoints import Checkpoint
 from effllm.pipelines.artifacts.data import Windows
 from effllm.pipelines.artifacts.statistics import GRAM_FOLDER, Grams
 from effllm.pipelines.files import write_json
@@ -112,7 +112,7 @@ class Prune(Stage):
             **self._more_history(ctx),
         }
         tokenizer = checkpoint.load_tokenizer()
-        write_checkpoint(ctx.workdir, model, tokenizer, [*checkpoint.history, step], masks)
+        Checkpoint.write(ctx.workdir, model, tokenizer, [*checkpoint.history, step], masks)
         write_json(ctx.workdir / "layer_errors.json", errors)
         kept = sum(int(mask.sum()) for mask in masks.values())
         total = sum(mask.numel() for mask in masks.values())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from effllm.pipelines.artifacts.checkpoints import Checkpoint, write_checkpoint
+from effllm.pipelines.artifacts.checkpoints import Checkpoint
 from effllm.pipelines.stage import Metrics, StageContext
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def write_smaller(
 
     make = compact_model if layout == "compact" else stock_model
     smaller = make(model, layers, kept)
-    write_checkpoint(ctx.workdir, smaller, checkpoint.load_tokenizer(), [*checkpoint.history, step])
+    Checkpoint.write(ctx.workdir, smaller, checkpoint.load_tokenizer(), [*checkpoint.history, step])
     metrics: Metrics = {
         "parameters": sum(one.numel() for one in smaller.parameters()),
         "dense_parameters": sum(one.numel() for one in model.parameters()),
