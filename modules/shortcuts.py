@@ -24,7 +24,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from effllm.modules.calibration.stream import BlockStream
 from effllm.modules.data.texts import WikipediaWheel
 from effllm.modules.data.windows import crop_windows
-from effllm.modules.decoding.joining import join_session
+from effllm.modules.decoding.drafts import Given
+from effllm.modules.decoding.joining import Decoder
 from effllm.modules.decoding.proposers.base import Nothing
 from effllm.modules.decoding.proposers.draft import DraftModel
 from effllm.modules.decoding.proposers.lookup import PromptLookup
@@ -36,7 +37,7 @@ from effllm.modules.inference.fast_path import speed_up
 from effllm.modules.kvcache.attention import attached
 from effllm.modules.kvcache.cache import CompressedCache
 from effllm.modules.kvcache.compression import Compression
-from effllm.modules.kvcache.formats import SparkKeys
+from effllm.modules.kvcache.formats.spark import SparkKeys
 from effllm.modules.sparsity.patterns import Grouped, Pattern, Unstructured
 from effllm.modules.sparsity.pruners import (
     Magnitude,
@@ -151,7 +152,8 @@ def decoder(
         if one is not None:
             speed_up(one)
     verifier = Fly(window=3) if method == "fly" else Exact()
-    return join_session(proposers[method], verifier, model, tokenizer, draft)
+    given = None if draft is None else Given(draft)
+    return Decoder(proposers[method], verifier, given).join(model, tokenizer)
 
 
 def _pruner(name: str) -> Pruner:

@@ -118,7 +118,7 @@ class DecodingLM(HFLM):
             # Decoded text does not show special tokens: they end a text by their ids.
             ends=self.session.ends | set(self.tokenizer.convert_tokens_to_ids(special)),
         )
-        found = session.measure(prompt, budget)
+        found = session.decode(prompt, budget)
         assert found.text is not None
         return Answer(
             task=request.task_name,

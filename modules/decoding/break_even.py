@@ -6,22 +6,23 @@ token, and tau(K) the tokens that a round of K drafted tokens brings,
     speed over plain decoding = tau(K) / (K c + v(K + 1)).
 """
 
-import time
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
 from effllm.modules.inference.runner import ModelRunner
+from effllm.modules.timing import seconds_of, taking_turns
 
 
 def pass_seconds(
     runner: ModelRunner, widths: Sequence[int], *, context: int, repeats: int
 ) -> dict[int, list[float]]:
-    """Seconds of passes over n tokens behind a cached context, the widths taking turns.
+    """Seconds of passes over n tokens after a cached context, the widths taking turns.
 
     Args:
         runner: the model; what it had cached is lost.
-        widths: token counts n; 0 is no pass, but a mere reading of as many bytes as a pass reads.
+        widths: token counts n; 0 is no pass: it merely reads as many bytes as one reads.
         context: cached tokens in front.
         repeats: passes of each width; one more of each warms up.
 
@@ -34,16 +35,18 @@ def pass_seconds(
     unread = torch.ones(
         bytes_per_pass(runner) // 4 if 0 in widths else 0, device=runner.model.device
     )
-    for turn in range(repeats + 1):
-        for width in widths:
-            started = _now(runner)
-            if width:
-                runner.advance([1 + n % (runner.vocabulary - 1) for n in range(width)])
-            else:
-                unread.sum().item()
-            seconds = _now(runner) - started
+
+    def work(width: int) -> None:
+        if width:
+            runner.advance([1 + n % (runner.vocabulary - 1) for n in range(width)])
+        else:
+            unread.sum().item()
+
+    for number in range(repeats + 1):
+        for width in taking_turns(widths, number):
+            seconds = seconds_of(partial(work, width), runner.model.device)
             runner.rollback_to(context)
-            if turn:
+            if number:
                 found[width].append(seconds)
     runner.reset()
     return found
@@ -77,9 +80,3 @@ def tokens_per_round(accepted: Sequence[int], drafted: Sequence[int], count: int
 def speed_over_plain(tokens: float, drafted: float, draft_cost: float, pass_cost: float) -> float:
     """Tokens over cost, tau / (K c + v(K + 1)), the costs in passes over one token."""
     return tokens / (drafted * draft_cost + pass_cost)
-
-
-def _now(runner: ModelRunner) -> float:
-    if runner.model.device.type == "cuda":
-        torch.cuda.synchronize(runner.model.device)
-    return time.perf_counter()

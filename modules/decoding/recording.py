@@ -1,26 +1,27 @@
 """Whole blocks as the target judges them, from every position of its own text.
 
 A decision remembers mismatches up to the first rejection. To ask what another window, threshold
-or block length would have done, the rest of the block is needed too: which tokens behind the
+or block length would have done, the rest of the block is needed too: which tokens after the
 rejection the target would have chosen, and how open it was there. All of it is in the logits. And
 since other settings begin their rounds elsewhere, there is a block for every position.
 """
 
 from dataclasses import dataclass, field
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from effllm.modules.decoding.records import Block, Decision
 from effllm.modules.decoding.sampling import Sampling
-from effllm.modules.decoding.verifiers.chain import ChainTest
+from effllm.modules.decoding.verifiers.chain import ChainTest, TokenReader
 from effllm.modules.decoding.verifiers.fly import gate_measure
 from effllm.modules.inference.choice import best_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecordedMismatch:
-    """One drafted token that the target would not have chosen, behind the tokens before it.
+    """One drafted token that the target would not have chosen after the tokens before it.
 
     Attributes:
         position: in the block, from 0.
@@ -68,7 +69,7 @@ class RecordedBlock:
 
 
 @dataclass(kw_only=True)
-class Recorder:
+class Recorder(TokenReader):
     """A verifier that keeps nothing, so that each position gets a block, and remembers them all.
 
     The text is the target's own at temperature 0; a pass yields one token, so recording costs as
@@ -87,6 +88,15 @@ class Recorder:
     sampling: Sampling = field(default_factory=Sampling, init=False)
     lossless: bool = field(default=True, init=False)
     blocks: list[RecordedBlock] = field(default_factory=list, init=False)
+
+    def knowing(self, special: frozenset[int], ends: frozenset[int]) -> Self:
+        """A fresh one that knows a tokenizer's special tokens and ends."""
+        return type(self)(protected=special, ends=ends)
+
+    def take(self) -> list[RecordedBlock]:
+        """The blocks since the last call; they are forgotten."""
+        taken, self.blocks = self.blocks, []
+        return taken
 
     def verify(self, block: Block, logits: Tensor, generator: torch.Generator) -> Decision:
         """Record K tokens judged by (K + 1, V) float32 logits; keep the target's next token."""

@@ -110,16 +110,21 @@ class Generation:
         text: decoded and cut at a stop string, if the session has a tokenizer; else None.
         stop: why it ended: `eos`, `stop_string`, `length`, `interrupted`.
         rounds: one record per target pass after the prompt.
-        prefill_seconds: time of the pass over the prompt.
-        decode_seconds: everything after it.
+        prefill_seconds: time of the pass over the prompt; None where it was not told apart.
+        decode_seconds: everything after it, or in all.
     """
 
     tokens: list[int]
     text: str | None
     stop: str
     rounds: list[RoundRecord]
-    prefill_seconds: float
+    prefill_seconds: float | None
     decode_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        """Time in all."""
+        return (self.prefill_seconds or 0.0) + self.decode_seconds
 
     @property
     def acceptance_length(self) -> float:

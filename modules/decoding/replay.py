@@ -4,7 +4,7 @@ A text is walked in rounds: the block at the current position is judged by the r
 are passed as the round emits, and the next round begins there. For exact verification with a
 deterministic drafter that is what decoding does, for every K. For lossy rules each round is exact
 by itself, but the walk is an approximation: it goes on along the target's own text, where real
-decoding would go on behind the loosened token.
+decoding would go on after the loosened token.
 """
 
 from collections.abc import Mapping, Sequence

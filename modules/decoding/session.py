@@ -119,6 +119,7 @@ class Session:
                 rounds.append(self._round(committed, output, room, draws))
         except KeyboardInterrupt:
             stop = "interrupted"
+        ended = time.perf_counter()
         output.flush()
         return Generation(
             tokens=output.tokens,
@@ -126,10 +127,10 @@ class Session:
             stop=output.ended or stop,
             rounds=rounds,
             prefill_seconds=prefilled - started,
-            decode_seconds=time.perf_counter() - prefilled,
+            decode_seconds=ended - prefilled,
         )
 
-    def measure(self, prompt: Sequence[int], max_new_tokens: int, *, seed: int = 0) -> Generation:
+    def decode(self, prompt: Sequence[int], max_new_tokens: int, *, seed: int = 0) -> Generation:
         """As `generate`, but an interruption is passed on: half an output is no measurement.
 
         Raises:

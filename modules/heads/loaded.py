@@ -4,13 +4,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from effllm.modules.heads.drafter import HeadDrafter
+from effllm.modules.inference.runner import ModelRunner
 
 
 @dataclass(frozen=True)
 class LoadedHeads:
-    """What a proposer needs of trained heads.
+    """What a proposer needs of trained heads: a draft of a decoder.
 
     Attributes:
         drafter: in eval mode.
@@ -23,3 +25,15 @@ class LoadedHeads:
     token_ids: Tensor
     ranks: Tensor
     settings: dict[str, Any] = field(default_factory=dict)
+
+    def parts(self, target: ModelRunner) -> dict[str, Any]:
+        """`heads`, and the target as `model`."""
+        return {"heads": self, "model": target.model}
+
+    def about(self, target: PreTrainedModel) -> dict[str, Any]:
+        """`{parameters, heads, settings}`, as plain data for reports."""
+        return {
+            "parameters": sum(one.numel() for one in self.drafter.parameters()),
+            "heads": type(self.drafter).__name__,
+            "settings": self.settings,
+        }

@@ -91,7 +91,7 @@ class SlotCache(Cache):
             layer.length = length
 
     def keep_slots(self, start: int, slots: list[int]) -> None:
-        """Move the given slots to `start`, `start + 1`, … and forget all others behind `start`.
+        """Move the given slots to `start`, `start + 1`, … and forget all others from `start` on.
 
         Args:
             start: first slot to fill.

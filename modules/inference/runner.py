@@ -79,7 +79,7 @@ class ModelRunner:
         rows: int | None = None,
         parents: Sequence[int] | None = None,
     ) -> Tensor:
-        """Feed tokens behind what is cached.
+        """Feed tokens that follow what is cached.
 
         Args:
             tokens: n >= 1 token ids.
@@ -199,8 +199,8 @@ class ModelRunner:
         """
         start, count = len(self.ids), len(positions)
         shown = torch.cat([torch.ones(count, start, dtype=torch.bool), seen], dim=1)
-        behind = positions[:, None] - torch.cat([torch.arange(start), positions])
-        near = shown if self.window is None else shown & (behind < self.window)
+        distance = positions[:, None] - torch.cat([torch.arange(start), positions])
+        near = shown if self.window is None else shown & (distance < self.window)
         full, windowed = (
             torch.zeros(one.shape, dtype=self.model.dtype)
             .masked_fill_(~one, torch.finfo(self.model.dtype).min)[None, None]
@@ -217,7 +217,7 @@ class ModelRunner:
         del self.ids[length:]
 
     def keep(self, prefix: int, path: Sequence[int]) -> None:
-        """Of the tokens behind `prefix`, keep those at the offsets in `path`, in order."""
+        """Of the tokens after `prefix`, keep those at the offsets in `path`, in order."""
         kept = [self.ids[prefix + offset] for offset in path]
         if list(path) == list(range(len(path))):
             self.rollback_to(prefix + len(path))

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from effllm.modules.kvcache.attention import Reading, attached
 from effllm.modules.kvcache.cache import CompressedCache
 from effllm.modules.kvcache.compression import Compression
-from effllm.modules.kvcache.formats import Dense
+from effllm.modules.kvcache.formats.base import Dense
 
 UNCOMPRESSED = Compression(keys=Dense(), values=Dense(), protect_last=0)
 
@@ -38,7 +38,7 @@ def read_prompt(model: PreTrainedModel, tokens: Tensor, *, observed: int) -> Com
 def continue_with(
     model: PreTrainedModel, cache: CompressedCache, tokens: Tensor, reading: Reading = "packed"
 ) -> Tensor:
-    """(B, n, V) float32 logits after each of (B, n) tokens behind a cache, which grows."""
+    """(B, n, V) float32 logits after each of (B, n) tokens that follow a cache, which grows."""
     with attached(model, reading):
         logits: Tensor = model(input_ids=tokens, past_key_values=cache).logits
     return logits.float()

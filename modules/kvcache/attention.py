@@ -4,9 +4,10 @@ transformers hands a cache keys and values but no queries, and an attention func
 cache. `attached` gives every attention module a way to its layer of the cache for the time of a
 pass, and one of three attention functions:
 
-* `spark_packed` reads packed keys as they are, or a block of tokens at a time where a format has to
-  be decoded, so that no layer is ever dense;
-* `spark_sdpa` and `spark_eager` let the cache rebuild dense keys and attend as transformers does.
+* `compressed_packed` reads states as their format can: packed keys as they are, others a block of
+  tokens at a time, so that no layer is ever dense;
+* `compressed_sdpa` and `compressed_eager` let the cache rebuild dense keys and attend as
+  transformers does.
 
 All three ignore the mask of the model once a prompt is compressed: layers may then hold different
 tokens. Every stored token is visible but padding, and new tokens see each other causally. What an
@@ -29,16 +30,12 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
-from effllm.kernels.packed_keys import weighted_sum
 from effllm.modules.errors import UnsupportedModelError
 from effllm.modules.kvcache.cache import CompressedCache
-from effllm.modules.kvcache.formats import SparkKeys
 from effllm.modules.kvcache.layer import CompressedLayer
-from effllm.modules.kvcache.segment import Segment
 
 Reading = Literal["packed", "sdpa", "eager"]
 
-_BLOCK = 512  # tokens rebuilt at a time: small enough for the caches of a CPU
 _LAYER = "_compressed_layer"  # attribute of an attention module, during its pass: with rotation
 # Keyword arguments of an attention function that do not change what it computes here.
 _HARMLESS = {"cache_position", "dropout", "is_causal", "output_attentions", "position_ids"}
@@ -78,7 +75,7 @@ def attached(model: PreTrainedModel, reading: Reading = "packed") -> Iterator[No
     find = partial(_find_layer, reading == "packed")
     handles = [one.register_forward_pre_hook(find, with_kwargs=True) for one in modules]
     handles.append(model.register_forward_hook(_refuse_missed, with_kwargs=True))
-    model.set_attn_implementation(f"spark_{reading}")
+    model.set_attn_implementation(f"compressed_{reading}")
     try:
         yield
     finally:
@@ -207,44 +204,13 @@ def packed_attention(layer: CompressedLayer, query: Tensor, scaling: float) -> T
     tail = grouped @ keys.mT
     tail = tail.reshape(batch, own, -1, new, layer.held)
     tail = tail.masked_fill(~_tail_mask(layer, new).unsqueeze(2), -math.inf)
-    scores = _past_scores(layer, grouped)
+    scores = layer.method.keys.scores(layer.past[0], grouped)
     if layer.past_valid is not None:
         scores = scores.masked_fill(~layer.past_valid.unsqueeze(2), -math.inf)
     weights = torch.cat([tail.flatten(2, 3), scores], dim=-1).softmax(dim=-1).nan_to_num(0.0)
-    mixed = weights[..., : layer.held] @ values + _past_values(layer, weights[..., layer.held :])
+    past = layer.method.values.mixture(layer.past[1], weights[..., layer.held :])
+    mixed = weights[..., : layer.held] @ values + past
     return mixed.reshape(batch, heads, new, -1).transpose(1, 2).to(query.dtype).contiguous()
-
-
-def _past_scores(layer: CompressedLayer, query: Tensor) -> Tensor:
-    """(B, Hkv, G n, S) scores of (B, Hkv, G n, D) queries with the compressed keys."""
-    assert layer.past is not None
-    form, segment = layer.method.keys, layer.past[0]
-    direct = form.scores(segment, query) if isinstance(form, SparkKeys) else None
-    if direct is not None:
-        return direct
-    blocks = [form.decode(segment, *span).float() for span in _spans(segment)]
-    return torch.cat([query[..., :0], *(query @ block.mT for block in blocks)], dim=-1)
-
-
-def _past_values(layer: CompressedLayer, weights: Tensor) -> Tensor:
-    """(B, Hkv, G n, D) mixture of the compressed values by (B, Hkv, G n, S) weights."""
-    assert layer.past is not None
-    form, segment = layer.method.values, layer.past[1]
-    if "states" in segment.rows:
-        states = segment.rows["states"]
-        return weighted_sum(weights.flatten(0, 1), states.flatten(0, 1)).view(
-            *weights.shape[:3], states.shape[3]
-        )
-    mixed = weights.new_zeros(*weights.shape[:3], segment.channels)
-    for start, stop in _spans(segment):
-        mixed += weights[..., start:stop] @ form.decode(segment, start, stop).float()
-    return mixed
-
-
-def _spans(segment: Segment) -> list[tuple[int, int]]:
-    """Blocks of tokens that are rebuilt at a time."""
-    tokens = segment.tokens
-    return [(start, min(start + _BLOCK, tokens)) for start in range(0, tokens, _BLOCK)]
 
 
 def _tail_mask(layer: CompressedLayer, new: int) -> Tensor:
@@ -288,5 +254,5 @@ _MASKS: dict[Reading, Callable[..., Any]] = {
     "eager": eager_mask,
 }
 for _kind, _mask in _MASKS.items():
-    AttentionInterface.register(f"spark_{_kind}", _attend(_kind))
-    AttentionMaskInterface.register(f"spark_{_kind}", _mask)
+    AttentionInterface.register(f"compressed_{_kind}", _attend(_kind))
+    AttentionMaskInterface.register(f"compressed_{_kind}", _mask)

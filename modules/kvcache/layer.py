@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
-from effllm.modules.kvcache.compression import Compression
-from effllm.modules.kvcache.eviction import Prefill
-from effllm.modules.kvcache.queries import channel_weight
+from effllm.modules.kvcache.compression import Compression, compress_prompt
+from effllm.modules.kvcache.eviction.base import Prefill
 from effllm.modules.kvcache.segment import Segment, stored_bytes
 
 _GROWTH = 64  # tokens that a full buffer gains
@@ -69,8 +68,8 @@ class CompressedLayer(CacheLayerMixin):
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate for the shape and device of the first states."""
         dtype = self.method.dtype(key_states.dtype)
-        self.keys = key_states.new_empty(*_room(key_states), dtype=dtype)
-        self.values = value_states.new_empty(*_room(value_states), dtype=dtype)
+        self.keys = key_states.new_empty(key_states.shape, dtype=dtype)
+        self.values = value_states.new_empty(value_states.shape, dtype=dtype)
         self.is_initialized = True
 
     def update(
@@ -151,27 +150,28 @@ class CompressedLayer(CacheLayerMixin):
         Raises:
             ValueError: if no queries were observed.
         """
-        if self.past is not None:
-            return
-        compressed = self.compressed(self.method)
-        self.__dict__.update(compressed.__dict__)
+        if self.past is None:
+            self._hold(self._seen())
 
     def compressed(self, method: Compression) -> CompressedLayer:
         """A compressed copy of a layer that holds a dense prompt; this one stays as it is."""
+        new = CompressedLayer(method, self.layer, self.layers, automatic=self.automatic)
+        new.length, new.scaling = self.length, self.scaling
+        new._hold(self._seen())
+        return new
+
+    def _seen(self) -> Prefill:
+        """The dense prompt and its last queries."""
         if self.queries is None or self.keys is None or self.values is None:
             raise ValueError(
                 f"cache layer {self.layer} saw no queries; run the model inside `attached(model)`"
             )
-        states = self.keys[:, :, : self.held], self.values[:, :, : self.held]
-        new = CompressedLayer(method, self.layer, self.layers, automatic=self.automatic)
-        dtype = method.dtype(self.keys.dtype)
-        keys, values = (one.to(dtype) for one in states)
         queries = self.queries
         if self.held_valid is not None:  # queries of padding say nothing about channels
             queries = queries * self.held_valid[:, None, -queries.shape[2] :, None]
-        seen = Prefill(
-            keys=states[0],
-            values=states[1],
+        return Prefill(
+            keys=self.keys[:, :, : self.held],
+            values=self.values[:, :, : self.held],
             queries=queries,
             valid=self.held_valid,
             scaling=self.scaling,
@@ -179,37 +179,15 @@ class CompressedLayer(CacheLayerMixin):
             layers=self.layers,
             rotation=self.rotation,
         )
-        valid = None
-        if self.held_valid is not None:
-            valid = self.held_valid.unsqueeze(1).expand(-1, keys.shape[1], -1)
-        if method.evict is not None:
-            kept = method.evict.keep(seen)
-            keys, values = _taken(keys, kept), _taken(values, kept)
-            valid = None if valid is None else valid.gather(2, kept)
-        tokens = keys.shape[2]
-        first = min(method.protect_first, tokens)
-        last = max(tokens - method.protect_last, first)
-        weight = channel_weight(
-            queries[:, :, -method.window :], keys.shape[1], reduce=method.group_reduce
-        )
-        packed = [one[:, :, first:last] for one in (keys, values)]
-        if valid is not None:
-            # Padding becomes the mean of what is real, so that it does not move channels' means.
-            packed = [_mean_where(~valid[:, :, first:last], one) for one in packed]
-        new.past = (
-            method.keys.encode(packed[0], weight),
-            method.values.encode(packed[1], weight),
-        )
-        new.length, new.first = self.length, first
-        new.weight = weight if method.chunk else None
-        dense = [torch.cat([one[:, :, :first], one[:, :, last:]], dim=2) for one in (keys, values)]
-        new.keys, new.values = (_appended(one.new_empty(*_room(one)), 0, one) for one in dense)
-        new.held, new.is_initialized, new.scaling = dense[0].shape[2], True, self.scaling
-        if valid is not None and not bool(valid.all()):
-            new.past_valid = valid[:, :, first:last].clone()
-            # Which protected tokens are padding may differ between heads after eviction.
-            new.held_valid = torch.cat([valid[:, :, :first], valid[:, :, last:]], dim=2)
-        return new
+
+    def _hold(self, seen: Prefill) -> None:
+        """Keep a prompt as this layer's method leaves it."""
+        kept = compress_prompt(seen, self.method)
+        self.past, self.past_valid, self.held_valid = kept.past, kept.past_valid, kept.dense_valid
+        self.keys, self.values = kept.dense
+        self.held, self.first, self.is_initialized = kept.dense[0].shape[2], kept.first, True
+        self.weight = kept.weight if self.method.chunk else None
+        self.queries = self.rotation = None
 
     def _pack_oldest(self) -> None:
         """Pack the oldest dense tokens once there are enough; only between passes."""
@@ -230,10 +208,9 @@ class CompressedLayer(CacheLayerMixin):
             assert shown is not None
             self.past_valid = torch.cat([self.past_valid, shown[:, :, first:stop]], dim=2)
             self.held_valid = torch.cat([shown[:, :, :first], shown[:, :, stop:]], dim=2)
-        rest = [
+        self.keys, self.values = (
             torch.cat([one[:, :, :first], one[:, :, stop : self.held]], dim=2) for one in buffers
-        ]
-        self.keys, self.values = (_appended(one.new_empty(*_room(one)), 0, one) for one in rest)
+        )
         self.held -= stop - first
 
     def valid_of_tail(self) -> Tensor | None:
@@ -336,13 +313,8 @@ def _identity(states: Tensor) -> tuple[int, torch.Size]:
     return states.data_ptr(), states.shape
 
 
-def _room(states: Tensor) -> tuple[int, int, int, int]:
-    batch, heads, tokens, channels = states.shape
-    return batch, heads, tokens, channels
-
-
 def _appended(buffer: Tensor, held: int, states: Tensor) -> Tensor:
-    """The buffer, or a larger one, with states behind its first `held` tokens."""
+    """The buffer, or a larger one, with states after its first `held` tokens."""
     wanted = held + states.shape[2]
     if wanted > buffer.shape[2]:
         batch, heads, capacity, channels = buffer.shape
@@ -357,16 +329,3 @@ def _latest(before: Tensor | None, new: Tensor, last: slice) -> Tensor:
     """The last rows of dimension 2 of what was seen and what is new."""
     joined = new if before is None else torch.cat([before, new[:, :, last]], dim=2)
     return joined[:, :, last]
-
-
-def _mean_where(padding: Tensor, states: Tensor) -> Tensor:
-    """(B, Hkv, S, D) states with padding replaced by the mean of the other tokens."""
-    hidden = padding.unsqueeze(-1)
-    real = (~hidden).sum(dim=2, keepdim=True).clamp_min(1)
-    mean = states.float().masked_fill(hidden, 0.0).sum(dim=2, keepdim=True) / real
-    return torch.where(hidden, mean.to(states.dtype), states)
-
-
-def _taken(states: Tensor, kept: Tensor) -> Tensor:
-    index = kept.unsqueeze(-1).expand(-1, -1, -1, states.shape[-1])
-    return states.gather(2, index)

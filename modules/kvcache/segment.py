@@ -36,7 +36,7 @@ class Segment:
         return Segment(tokens, self.channels, rows, self.head)
 
     def joined(self, other: Segment) -> Segment:
-        """This segment and one that shares its head tensors behind it."""
+        """This segment, and after it one that shares its head tensors."""
         rows = {name: torch.cat([one, other.rows[name]], dim=2) for name, one in self.rows.items()}
         return Segment(self.tokens + other.tokens, self.channels, rows, self.head)
 
@@ -46,6 +46,6 @@ class Segment:
 
 
 def stored_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of the distinct storages behind some tensors: what they hold alive."""
+    """Bytes of the distinct storages of some tensors: what they hold alive."""
     storages = {one.untyped_storage().data_ptr(): one.untyped_storage() for one in tensors}
     return sum(one.nbytes() for one in storages.values())

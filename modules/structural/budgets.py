@@ -4,8 +4,6 @@ Each is a table with the cost of every sub-layer at every level; what no level c
 """
 
 import statistics
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -19,9 +17,12 @@ from effllm.modules.structural.fitness import LevelModel
 from effllm.modules.structural.search import Budget, CostBudget, State, UnitBudget
 from effllm.modules.structural.sizes import SubLayerSize, sublayer_size
 from effllm.modules.structural.units import Kept, SubLayer
+from effllm.modules.timing import seconds_of
 
 Cost = Literal["parameters", "memory", "latency"]
 Table = list[list[float]]  # table[sub-layer][level]
+
+_REPEATS = 15  # of a latency
 
 
 class BudgetFactory(Protocol):
@@ -96,6 +97,7 @@ class Costs:
         return _latency(levels, size, self.context)
 
 
+@torch.no_grad()
 def _latency(levels: LevelModel, size: SubLayerSize, context: int) -> float:
     """Median seconds of one token through matrices of this size, and over its cache."""
     if not size.inner:
@@ -117,16 +119,4 @@ def _latency(levels: LevelModel, size: SubLayerSize, context: int) -> float:
             cache[1].T @ (cache[0] @ hidden[0, :1].expand(size.cached))
         out(inner)
 
-    return _median_seconds(step, synchronise=device.type == "cuda")
-
-
-@torch.no_grad()
-def _median_seconds(step: Callable[[], None], *, synchronise: bool, repeats: int = 15) -> float:
-    seconds = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        step()
-        if synchronise:
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds)
+    return statistics.median(seconds_of(step, device) for _ in range(_REPEATS))

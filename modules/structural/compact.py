@@ -1,25 +1,15 @@
 """From a dense model and what is kept of it to a smaller model that loads and runs on its own."""
 
-import json
-import shutil
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel
 
 from effllm.modules.errors import ConfigError, UnsupportedModelError
+from effllm.modules.modeling import modeling_compact
 from effllm.modules.modeling.blocks import decoder_blocks
-from effllm.modules.modeling.loading import load_whole
-from effllm.modules.structural import modeling_compact
 from effllm.modules.structural.units import (
     Kept,
     SubLayer,
@@ -29,7 +19,7 @@ from effllm.modules.structural.units import (
     parts_of,
 )
 
-_CODE = Path(modeling_compact.__file__)
+_CODE = modeling_compact.__name__.rpartition(".")[2]  # the file travels with the checkpoint
 _FAMILIES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3",
              "opt": "OPT"}  # fmt: skip
 
@@ -82,8 +72,8 @@ def compact_model(
         values.pop(key, None)
     config = getattr(modeling_compact, f"Compact{family}Config")(**values, compact_layers=sizes)
     config.auto_map = {
-        "AutoConfig": f"{_CODE.stem}.Compact{family}Config",
-        "AutoModelForCausalLM": f"{_CODE.stem}.Compact{family}ForCausalLM",
+        "AutoConfig": f"{_CODE}.Compact{family}Config",
+        "AutoModelForCausalLM": f"{_CODE}.Compact{family}ForCausalLM",
     }
     cls = getattr(modeling_compact, f"Compact{family}ForCausalLM")
     return _filled(cls._from_config(config, dtype=model.dtype), state, model)
@@ -127,59 +117,6 @@ def stock_model(
         reason = str(error).strip().splitlines()[-1].strip()
         raise ConfigError(f"layout stock: transformers refuses the sizes: {reason}") from error
     return _filled(smaller, state, model)
-
-
-def is_compact(folder: Path) -> bool:
-    """Whether a checkpoint folder holds a compact model."""
-    return (folder / _CODE.name).is_file()
-
-
-def save_code(model: PreTrainedModel, folder: Path) -> None:
-    """Put the modelling file beside the weights of a compact model; nothing for others."""
-    if type(model).__module__ == modeling_compact.__name__:
-        shutil.copyfile(_CODE, folder / _CODE.name)
-
-
-def load_any(
-    folder: Path, dtype: str, device_map: str | None = None, *, trust_remote_code: bool = False
-) -> PreTrainedModel:
-    """Load a checkpoint folder, stock or compact.
-
-    A compact one is read with this package's copy of its modelling file; no code of the folder
-    runs.
-
-    Args:
-        folder: holds `config.json` and the weights.
-        dtype: of the weights.
-        device_map: transformers' word for spreading a model over devices, or None.
-        trust_remote_code: run modelling code of the folder; it is never asked for.
-
-    Raises:
-        DataError: if the weights are not all those of the model, or not only those.
-    """
-    common = {"local_files_only": True, "use_safetensors": True, "device_map": device_map}
-    cls: Any = AutoModelForCausalLM
-    if is_compact(folder):
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        cls = getattr(modeling_compact, config["architectures"][0])
-    else:
-        common["trust_remote_code"] = trust_remote_code
-    return load_whole(cls, folder, f"model folder {folder}", dtype=dtype, **common)
-
-
-def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint folder.
-
-    Args:
-        folder: holds its files.
-        trust_remote_code: run tokenizer code of the folder; it is never asked for.
-    """
-    # A compact model's type would make AutoTokenizer ask for leave to run its modelling file.
-    config = PreTrainedConfig() if is_compact(folder) else None
-    loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-        folder, local_files_only=True, config=config, trust_remote_code=trust_remote_code
-    )
-    return loaded
 
 
 def _filled(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 _PROBLEMS = "problems.jsonl"
 _TABLES = "tables.safetensors"
+_WORDS = {"never": math.inf, "always": -math.inf}  # thresholds without end, which JSON has not
 
 
 class ArbitrationPair(Artifact):
@@ -29,6 +32,24 @@ class ArbitrationPair(Artifact):
     """
 
     kind = "arbitration pair"
+
+    @staticmethod
+    def write(
+        folder: Path,
+        *,
+        info: Mapping[str, Any],
+        problems: Sequence[Problem],
+        tables: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Write the files of a pair; models that are no tables are saved by the caller."""
+        from dataclasses import asdict
+
+        from safetensors.torch import save_file
+
+        write_json(folder / "pair.json", dict(info))
+        write_rows(folder / _PROBLEMS, (asdict(problem) for problem in problems))
+        if tables is not None:
+            save_file(dict(tables), folder / _TABLES)
 
     @property
     def info(self) -> dict[str, Any]:
@@ -58,6 +79,11 @@ class ArbitrationPair(Artifact):
             if row["split"] == split
         ]
 
+    @property
+    def has_models(self) -> bool:
+        """Whether it is of language models, not of tables."""
+        return not (self.path / _TABLES).is_file()
+
     def load(self) -> Pair:
         """Both models, ready to be followed."""
         from effllm.modules.arbitration.exploring import Pair
@@ -67,7 +93,7 @@ class ArbitrationPair(Artifact):
         info = self.info
         target: Stepper
         draft: Stepper
-        if (self.path / _TABLES).is_file():
+        if not self.has_models:
             from safetensors.torch import load_file
 
             from effllm.modules.arbitration.fake import TableStepper
@@ -92,28 +118,24 @@ class ArbitrationPair(Artifact):
         )
 
 
-def write_pair(
-    folder: Path,
-    *,
-    info: Mapping[str, Any],
-    problems: Sequence[Problem],
-    tables: Mapping[str, Tensor] | None = None,
-) -> None:
-    """Write an ArbitrationPair's files; models that are no tables are saved by the caller."""
-    from dataclasses import asdict
-
-    from safetensors.torch import save_file
-
-    write_json(folder / "pair.json", dict(info))
-    write_rows(folder / _PROBLEMS, (asdict(problem) for problem in problems))
-    if tables is not None:
-        save_file(dict(tables), folder / _TABLES)
-
-
 class BranchTries(Artifact):
     """All outcomes of all problems, a file per split; verdicts of the draft alone; null forks."""
 
     kind = "branch tries"
+
+    @staticmethod
+    def write(
+        folder: Path, split: str, branches: Branches, beside: Mapping[str, Tensor] | None
+    ) -> None:
+        """Write the tries of one split, and what was measured beside them."""
+        from safetensors.torch import save_file
+
+        save_file(
+            {name: value.contiguous() for name, value in branches.tensors().items()},
+            folder / f"{split}.safetensors",
+        )
+        if beside is not None:
+            save_file(dict(beside), folder / f"{split}-beside.safetensors")
 
     @property
     def proposer(self) -> str:
@@ -135,24 +157,15 @@ class BranchTries(Artifact):
         return load_file(self.path / f"{split}-beside.safetensors")
 
 
-def write_branches(
-    folder: Path, split: str, branches: Branches, beside: Mapping[str, Tensor] | None
-) -> None:
-    """Write the tries of one split, and what was measured beside them."""
-    from safetensors.torch import save_file
-
-    save_file(
-        {name: value.contiguous() for name, value in branches.tensors().items()},
-        folder / f"{split}.safetensors",
-    )
-    if beside is not None:
-        save_file(dict(beside), folder / f"{split}-beside.safetensors")
-
-
 class Headroom(Artifact):
     """What arbitration could gain on validation problems, and whether training may begin."""
 
     kind = "headroom"
+
+    @staticmethod
+    def write(folder: Path, figures: Mapping[str, Any]) -> None:
+        """Write the file of measures."""
+        write_json(folder / "headroom.json", figures)
 
     @property
     def figures(self) -> dict[str, Any]:
@@ -165,10 +178,34 @@ class Arbiters(Artifact):
 
     kind = "arbiters"
 
+    @staticmethod
+    def write(folder: Path, info: Mapping[str, Any], policies: Mapping[int, Policy]) -> None:
+        """Write the files of arbiters; curves are written where training puts them."""
+        from safetensors.torch import save_file
+
+        write_json(folder / "arbiters.json", dict(info))
+        for seed, policy in policies.items():
+            save_file(policy.state_dict(), folder / f"policy-{seed}.safetensors")
+
     @property
     def info(self) -> dict[str, Any]:
         """How they were trained, and on what: trainer, network, features, labels, seeds."""
         return dict(self.read_json("arbiters.json"))
+
+    @property
+    def rule(self) -> str:
+        """Short name, from how they were trained."""
+        info = self.info
+        if info["labels"] == "same_answer":
+            name = "autojudge"
+        elif info["labels"] == "shuffled":
+            name = "shuffled"
+        else:
+            name = "rl" if info["trainer"] == "reinforcement" else "warm"
+        name += "_linear" * (info["network"] == "linear")
+        name += f"_{info['features']}" * (info["features"] != "all")
+        name += "_speed" * (info["speed_weight"] > 0)
+        return "self_" * (info["proposer"] == "second") + name
 
     def policies(self) -> dict[int, Policy]:
         """Seed -> policy."""
@@ -188,13 +225,19 @@ class Arbiters(Artifact):
         return self.path / f"curve-{seed}.csv"
 
 
-def write_arbiters(folder: Path, info: Mapping[str, Any], policies: Mapping[int, Policy]) -> None:
-    """Write Arbiters' files; curves are written where training puts them."""
-    from safetensors.torch import save_file
+@dataclass(frozen=True)
+class Shipped:
+    """A policy at its operating point.
 
-    write_json(folder / "arbiters.json", dict(info))
-    for seed, policy in policies.items():
-        save_file(policy.state_dict(), folder / f"policy-{seed}.safetensors")
+    Attributes:
+        rule: `rl` or `warm`, by which it was trained; `target` if none may be shipped.
+        seed: of the policy.
+        threshold: of its scores.
+    """
+
+    rule: str
+    seed: int
+    threshold: float
 
 
 class ArbitrationVerdicts(Artifact):
@@ -205,10 +248,43 @@ class ArbitrationVerdicts(Artifact):
 
     kind = "arbitration verdicts"
 
+    @staticmethod
+    def write(
+        folder: Path,
+        arms: Sequence[Mapping[str, Any]],
+        columns: Mapping[str, Mapping[str, Tensor]],
+        figures: Mapping[str, Any],
+    ) -> None:
+        """Write the files of verdicts."""
+        from safetensors.torch import save_file
+
+        write_json(folder / "rules.json", {"arms": list(arms)})
+        write_json(folder / "figures.json", dict(figures))
+        save_file(
+            {
+                f"{key}/{name}": values.clone()  # what is shipped is an arm's, too
+                for key, found in columns.items()
+                for name, values in found.items()
+            },
+            folder / "verdicts.safetensors",
+        )
+
     @property
     def rules(self) -> list[dict[str, Any]]:
         """Arms: key, rule, seed, group, operating point on validation."""
         return list(self.read_json("rules.json")["arms"])
+
+    @property
+    def shipped(self) -> Shipped:
+        """Of all seeds, what is shipped with the highest lower bound of its gain on validation."""
+        mine = [arm for arm in self.rules if arm["rule"] == "cospec"]
+        best = max(mine, key=lambda arm: float(arm["validation"]["bound"]))
+        threshold = best["validation"]["threshold"]
+        return Shipped(
+            rule=self.figures["shipped"][str(best["seed"])],
+            seed=best["seed"],
+            threshold=_WORDS.get(threshold, threshold),
+        )
 
     @property
     def figures(self) -> dict[str, Any]:
@@ -224,24 +300,3 @@ class ArbitrationVerdicts(Artifact):
             key, _, column = name.rpartition("/")
             found.setdefault(key, {})[column] = values
         return found
-
-
-def write_verdicts(
-    folder: Path,
-    arms: Sequence[Mapping[str, Any]],
-    columns: Mapping[str, Mapping[str, Tensor]],
-    figures: Mapping[str, Any],
-) -> None:
-    """Write ArbitrationVerdicts' files."""
-    from safetensors.torch import save_file
-
-    write_json(folder / "rules.json", {"arms": list(arms)})
-    write_json(folder / "figures.json", dict(figures))
-    save_file(
-        {
-            f"{key}/{name}": values.clone()  # what is shipped is an arm's, too
-            for key, found in columns.items()
-            for name, values in found.items()
-        },
-        folder / "verdicts.safetensors",
-    )

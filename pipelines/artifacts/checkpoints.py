@@ -24,6 +24,28 @@ class Checkpoint(Artifact):
 
     kind = "checkpoint"
 
+    @staticmethod
+    def write(
+        folder: Path,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        history: list[dict[str, Any]],
+        masks: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Write the files of a model; masks at eight weights a byte, code if it is compact."""
+        from safetensors.torch import save_file
+
+        from effllm.modules.modeling.checkpoints import save_code
+        from effllm.modules.sparsity.masks import pack_mask
+
+        model.save_pretrained(folder)
+        save_code(model, folder)
+        tokenizer.save_pretrained(folder)
+        write_json(folder / HISTORY_FILE, {"history": history})
+        if masks is not None:
+            save_file({k: pack_mask(v) for k, v in masks.items()}, folder / "masks.safetensors")
+            write_json(folder / "masks.json", {name: mask.shape[1] for name, mask in masks.items()})
+
     def require_context(self, tokens: int, what: str) -> None:
         """See that the model was made for texts of so many tokens.
 
@@ -43,26 +65,16 @@ class Checkpoint(Artifact):
         self, dtype: str, device: str = "cpu", device_map: str | None = None
     ) -> PreTrainedModel:
         """The model in `dtype`, ready for inference, on `device` or as `device_map` spreads it."""
-        from effllm.modules.structural.compact import load_any
+        from effllm.modules.modeling.checkpoints import load_any
 
         model = load_any(self.path, dtype, device_map, trust_remote_code=self.trusts_code)
         if device_map is None:
             model.to(device)  # type: ignore[arg-type] # its wrapper hides the method
         return model.eval()
 
-    def load_draft(self, dtype: str, device: str = "cpu") -> PreTrainedModel:
-        """The model as a drafter: with its reduced vocabulary, if it was distilled with one."""
-        from safetensors.torch import load_file
-
-        from effllm.modules.drafting.shape import reduce_vocabulary
-
-        model = self.load_model(dtype, device)
-        file = self.path / VOCABULARY_FILE
-        return reduce_vocabulary(model, load_file(file)["token_ids"]) if file.is_file() else model
-
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's tokenizer."""
-        from effllm.modules.structural.compact import load_tokenizer
+        from effllm.modules.modeling.checkpoints import load_tokenizer
 
         return load_tokenizer(self.path, trust_remote_code=self.trusts_code)
 
@@ -91,25 +103,3 @@ class Checkpoint(Artifact):
             raise ArtifactError(f"{self.label} has no masks: expected a pruned checkpoint")
         columns = self.read_json("masks.json")
         return {name: unpack_mask(value, columns[name]) for name, value in load_file(file).items()}
-
-
-def write_checkpoint(
-    folder: Path,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    history: list[dict[str, Any]],
-    masks: Mapping[str, Tensor] | None = None,
-) -> None:
-    """Write a Checkpoint's files; masks at eight weights a byte, uneven models with their code."""
-    from safetensors.torch import save_file
-
-    from effllm.modules.sparsity.masks import pack_mask
-    from effllm.modules.structural.compact import save_code
-
-    model.save_pretrained(folder)
-    save_code(model, folder)
-    tokenizer.save_pretrained(folder)
-    write_json(folder / HISTORY_FILE, {"history": history})
-    if masks is not None:
-        save_file({k: pack_mask(v) for k, v in masks.items()}, folder / "masks.safetensors")
-        write_json(folder / "masks.json", {name: mask.shape[1] for name, mask in masks.items()})

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from effllm.modules.errors import ArtifactError
 from effllm.pipelines.artifacts.base import Artifact
+from effllm.pipelines.files import write_json, write_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -14,11 +19,31 @@ if TYPE_CHECKING:
     from effllm.modules.data.prompts import Prompt
     from effllm.modules.data.texts import Document
 
+_PROMPTS = "prompts.jsonl"
+
 
 class Corpus(Artifact):
     """Documents by split, one JSONL file each."""
 
     kind = "corpus"
+
+    @staticmethod
+    def write(
+        folder: Path, documents: Mapping[str, Iterable[Document]], name: str, joiner: str
+    ) -> None:
+        """Write the files of a corpus.
+
+        Args:
+            folder: of the stage.
+            documents: split -> its documents.
+            name: of the set.
+            joiner: what stands between two documents.
+        """
+        for split, found in documents.items():
+            rows = ({"id": document.id, "text": document.text} for document in found)
+            write_rows(folder / f"{split}.jsonl", rows)
+        info = {"name": name, "joiner": joiner, "splits": list(documents)}
+        write_json(folder / "corpus.json", info)
 
     def documents(self, split: str) -> list[Document]:
         """All documents of a split.
@@ -46,6 +71,23 @@ class Windows(Artifact):
 
     kind = "windows"
 
+    @staticmethod
+    def write(folder: Path, windows: Tensor, protocol: str, documents: Sequence[str]) -> None:
+        """Write the files of windows.
+
+        Args:
+            folder: of the stage.
+            windows: (N, T) int64.
+            protocol: as it is read.
+            documents: as they are read.
+        """
+        from safetensors.torch import save_file
+
+        save_file({"input_ids": windows.int()}, folder / "windows.safetensors")
+        digest = hashlib.sha256(windows.numpy().tobytes()).hexdigest()
+        facts = {"protocol": protocol, "token_sha256": digest, "documents": list(documents)}
+        write_json(folder / "windows.json", facts)
+
     def token_ids(self) -> Tensor:
         """(N, T) int64."""
         from safetensors.torch import load_file
@@ -72,27 +114,37 @@ class Windows(Artifact):
 
 
 class Prompts(Artifact):
-    """Prompts for decoding, one object per line of `prompts.jsonl`."""
+    """Prompts for decoding, one object per line."""
 
     kind = "prompts"
+
+    @staticmethod
+    def write(folder: Path, prompts: Iterable[Prompt]) -> None:
+        """Write the file of prompts."""
+        write_rows(folder / _PROMPTS, (asdict(prompt) for prompt in prompts))
 
     def prompts(self) -> list[Prompt]:
         """All prompts."""
         from effllm.modules.data.prompts import Prompt
 
-        return [Prompt(**row) for row in self.read_rows("prompts.jsonl")]
+        return [Prompt(**row) for row in self.read_rows(_PROMPTS)]
 
 
 class LongPrompts(Artifact):
-    """Long prompts with checkable answers, one object per line of `prompts.jsonl`."""
+    """Long prompts with checkable answers, one object per line."""
 
     kind = "long prompts"
+
+    @staticmethod
+    def write(folder: Path, prompts: Iterable[LongPrompt]) -> None:
+        """Write the file of prompts."""
+        write_rows(folder / _PROMPTS, (asdict(prompt) for prompt in prompts))
 
     def prompts(self) -> list[LongPrompt]:
         """All prompts."""
         from effllm.modules.data.long_prompts import LongPrompt
 
-        return [LongPrompt(**row) for row in self.read_rows("prompts.jsonl")]
+        return [LongPrompt(**row) for row in self.read_rows(_PROMPTS)]
 
 
 class Tasks(Artifact):
@@ -100,7 +152,31 @@ class Tasks(Artifact):
 
     kind = "tasks"
 
+    @staticmethod
+    def write(folder: Path, tasks: Mapping[str, tuple[str, Iterable[Mapping[str, Any]]]]) -> None:
+        """Write the files of tasks.
+
+        Args:
+            folder: of the stage.
+            tasks: name -> its YAML text, with `{items}` and `{cache}` where paths will stand, and
+                its items.
+        """
+        for name, (text, items) in tasks.items():
+            write_rows(folder / f"{name}.jsonl", items)
+            (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
+        write_json(folder / "tasks.json", {"names": list(tasks)})
+
     @property
     def names(self) -> list[str]:
         """Names of the tasks."""
         return [str(name) for name in self.read_json("tasks.json")["names"]]
+
+    def place(self, folder: Path) -> Path:
+        """Write the YAML files to `folder`, with the paths that are known only now; `folder`."""
+        cache = (folder / "datasets").resolve()
+        for name in self.names:
+            text = (self.path / f"{name}.yaml").read_text(encoding="utf-8")
+            items = (self.path / f"{name}.jsonl").resolve()
+            filled = text.replace("{items}", str(items)).replace("{cache}", str(cache))
+            (folder / f"{name}.yaml").write_text(filled, encoding="utf-8")
+        return folder

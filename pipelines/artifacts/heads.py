@@ -35,6 +35,24 @@ class HiddenStates(Artifact):
 
     kind = "hidden states"
 
+    @staticmethod
+    def write(
+        folder: Path,
+        model: PreTrainedModel,
+        weights: tuple[Tensor, Tensor],
+        about: Mapping[str, Any],
+    ) -> None:
+        """Write what states know of their target; tied weights once."""
+        from safetensors.torch import save_file
+
+        embedding, head = weights
+        parts = {"embedding": embedding.contiguous()}
+        if head is not embedding and head.data_ptr() != embedding.data_ptr():
+            parts["head"] = head.contiguous()
+        save_file({key: value.cpu() for key, value in parts.items()}, folder / "parts.safetensors")
+        model.config.get_text_config(decoder=True).save_pretrained(folder)
+        write_json(folder / "target.json", about)
+
     @property
     def target(self) -> dict[str, Any]:
         """`{checkpoint, weights, tokenizer, special, dtype}`: what the states belong to."""
@@ -84,21 +102,6 @@ def describe_target(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def write_target(
-    folder: Path, model: PreTrainedModel, weights: tuple[Tensor, Tensor], about: Mapping[str, Any]
-) -> None:
-    """Write what a HiddenStates knows of its target; tied weights once."""
-    from safetensors.torch import save_file
-
-    embedding, head = weights
-    parts = {"embedding": embedding.contiguous()}
-    if head is not embedding and head.data_ptr() != embedding.data_ptr():
-        parts["head"] = head.contiguous()
-    save_file({key: value.cpu() for key, value in parts.items()}, folder / "parts.safetensors")
-    model.config.get_text_config(decoder=True).save_pretrained(folder)
-    write_json(folder / "target.json", about)
-
-
 class Heads(Artifact):
     """A trained drafter: `heads.safetensors` with the tokens it knows, `heads.json` what it is.
 
@@ -107,6 +110,43 @@ class Heads(Artifact):
     """
 
     kind = "heads"
+
+    @staticmethod
+    def write(
+        folder: Path,
+        states: HiddenStates,
+        factory: Callable[..., HeadDrafter],
+        drafter: HeadDrafter,
+        target: FrozenTarget,
+        ranks: tuple[Tensor, Tensor],
+    ) -> None:
+        """Write the files of a drafter.
+
+        Args:
+            folder: of the stage.
+            states: that it was trained on.
+            factory: made it.
+            drafter: trained.
+            target: says which tokens it knows.
+            ranks: as they are read.
+        """
+        from safetensors.torch import save_file
+
+        assert isinstance(factory, partial)
+        cls: Any = factory.func
+        stored = {key: value.cpu().contiguous() for key, value in drafter.state_dict().items()}
+        save_file(stored | {"token_ids": target.token_ids.cpu()}, folder / "heads.safetensors")
+        names = ("ranks", "texts")
+        save_file(dict(zip(names, ranks, strict=True)), folder / "ranks.safetensors")
+        states.config().save_pretrained(folder)
+        about = {
+            "module": cls.__module__,
+            "class": cls.__name__,
+            "settings": dict(factory.keywords),
+            "parameters": sum(one.numel() for one in drafter.parameters()),
+            "target": states.target,
+        }
+        write_json(folder / "heads.json", about)
 
     @property
     def about(self) -> dict[str, Any]:
@@ -177,42 +217,22 @@ def _require_same_target(
             )
 
 
-def write_heads(
-    folder: Path,
-    states: HiddenStates,
-    factory: Callable[..., HeadDrafter],
-    drafter: HeadDrafter,
-    target: FrozenTarget,
-) -> None:
-    """Write a Heads' drafter; `factory` made it, `target` says which tokens it knows."""
-    from safetensors.torch import save_file
-
-    assert isinstance(factory, partial)
-    cls: Any = factory.func
-    stored = {key: value.cpu().contiguous() for key, value in drafter.state_dict().items()}
-    save_file(stored | {"token_ids": target.token_ids.cpu()}, folder / "heads.safetensors")
-    states.config().save_pretrained(folder)
-    about = {
-        "module": cls.__module__,
-        "class": cls.__name__,
-        "settings": dict(factory.keywords),
-        "parameters": sum(one.numel() for one in drafter.parameters()),
-        "target": states.target,
-    }
-    write_json(folder / "heads.json", about)
-
-
-def write_ranks(folder: Path, ranks: Tensor, texts: Tensor) -> None:
-    """Write ranks (P, K) and the text (P,) of each position."""
-    from safetensors.torch import save_file
-
-    save_file({"ranks": ranks, "texts": texts}, folder / "ranks.safetensors")
-
-
 class HeadScores(Artifact):
     """What a drafter is worth on test texts: `texts.jsonl`, a text per line; `trees.json`."""
 
     kind = "head scores"
+
+    @staticmethod
+    def write(
+        folder: Path,
+        about: Mapping[str, Any],
+        trees: Mapping[int, Sequence[Sequence[int]]],
+        rows: Sequence[Mapping[str, Any]],
+    ) -> None:
+        """Write the files of scores."""
+        write_json(folder / "subject.json", about)
+        write_json(folder / "trees.json", {str(count): tree for count, tree in trees.items()})
+        write_rows(folder / "texts.jsonl", rows)
 
     @property
     def about(self) -> dict[str, Any]:
@@ -229,18 +249,6 @@ class HeadScores(Artifact):
     def rows(self) -> list[dict[str, Any]]:
         """One object per text: `{text, positions, top1, top5, accepted}`, sums over positions."""
         return self.read_rows("texts.jsonl")
-
-
-def write_scores(
-    folder: Path,
-    about: Mapping[str, Any],
-    trees: Mapping[int, Sequence[Sequence[int]]],
-    rows: Sequence[Mapping[str, Any]],
-) -> None:
-    """Write a HeadScores."""
-    write_json(folder / "subject.json", about)
-    write_json(folder / "trees.json", {str(count): tree for count, tree in trees.items()})
-    write_rows(folder / "texts.jsonl", rows)
 
 
 def _read_config(folder: Path) -> PretrainedConfig:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from effllm.pipelines.artifacts.base import Artifact
+from effllm.pipelines.files import write_json, write_rows
 
 if TYPE_CHECKING:
     from effllm.modules.structural.supernet import Supernet
@@ -14,6 +17,19 @@ class SupernetFiles(Artifact):
     """Every key matrix at several sparsities: one file each, and `supernet.json`."""
 
     kind = "supernet"
+
+    @staticmethod
+    def write(folder: Path, iteration: int, sublayers: Iterable[Mapping[str, Any]]) -> None:
+        """Write all but the matrices.
+
+        Args:
+            folder: of the stage, with a file for every key matrix.
+            iteration: rounds of pruning and search that it begins, from 1.
+            sublayers: a row each, as of `registry_row`.
+        """
+        from effllm.modules.structural.supernet import REGISTRY
+
+        write_json(folder / REGISTRY, {"iteration": iteration, "sublayers": list(sublayers)})
 
     def open(self) -> Supernet:
         """The supernet; matrices are read when they are asked for.
@@ -30,6 +46,25 @@ class Allocation(Artifact):
     """A level for every sub-layer, `allocation.json`, and how it was found, `history.jsonl`."""
 
     kind = "allocation"
+
+    @staticmethod
+    def write(
+        folder: Path,
+        supernet: Supernet,
+        removed: Mapping[str, int],
+        history: Iterable[Mapping[str, Any]],
+    ) -> None:
+        """Write the files of an allocation.
+
+        Args:
+            folder: of the stage.
+            supernet: that it was searched in.
+            removed: as it is read.
+            history: a generation per row.
+        """
+        write_rows(folder / "history.jsonl", history)
+        about = {"supernet": supernet.label, "iteration": supernet.iteration}
+        write_json(folder / "allocation.json", {**about, "removed": dict(removed)})
 
     @property
     def supernet(self) -> str:

@@ -83,7 +83,7 @@ def main() -> None:
     options = parser.parse_args()
 
     from effllm.modules.decoding.joining import encode_prompt, end_tokens
-    from effllm.modules.decoding.library import generate
+    from effllm.modules.decoding.library import LibrarySession
     from effllm.modules.decoding.session import Session
     from effllm.modules.decoding.verifiers.exact import Exact
     from effllm.modules.inference.fast_path import speed_up
@@ -100,7 +100,7 @@ def main() -> None:
     for number, one in enumerate(prompts.prompts()[: options.prompts]):
         prompt = encode_prompt(tokenizer, one.text, chat=one.chat)
         drafted = 1 + number % _MOST_DRAFTED
-        expected, _ = generate(stock, prompt, options.tokens, ends)
+        expected = LibrarySession(stock, ends).decode(prompt, options.tokens).tokens
         for name, proposer in _arms(model, prompt, expected, drafted).items():
             session = Session(runner, proposer, Exact(), ends=ends)
             found = session.generate(prompt, options.tokens).tokens
@@ -138,17 +138,14 @@ def _prepared(outputs: str, prompts: int) -> tuple[Checkpoint, Prompts]:
 def _arms(
     model: PreTrainedModel, prompt: list[int], expected: list[int], drafted: int
 ) -> dict[str, Any]:
-    from effllm.modules.decoding.early_exit import first_layers
+    from effllm.modules.decoding.drafts import FirstLayers
     from effllm.modules.decoding.proposers.base import Nothing
     from effllm.modules.decoding.proposers.draft import DraftModel, InnerLookup
     from effllm.modules.decoding.proposers.lookup import PromptLookup
-    from effllm.modules.inference.fast_path import compiled_steps, speed_up
     from effllm.modules.inference.runner import ModelRunner
 
     vocabulary = int(model.config.vocab_size)
-    early = first_layers(model, 2)
-    if compiled_steps(model) is not None:
-        speed_up(early)
+    early = FirstLayers(2).of(model)
     return {
         "plain": Nothing(),
         "lookup": PromptLookup(tokens=drafted),

@@ -119,7 +119,7 @@ def _perplexity(model_folder: Path, windows_folder: Path, dtype: str) -> float:
     from safetensors.torch import load_file
 
     from effllm.modules.evaluation.perplexity import perplexity, window_nll
-    from effllm.modules.structural.compact import load_any
+    from effllm.modules.modeling.checkpoints import load_any
 
     model = load_any(model_folder, dtype)
     windows = load_file(windows_folder / "windows.safetensors")["input_ids"].long()

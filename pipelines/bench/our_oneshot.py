@@ -15,10 +15,10 @@ def main() -> None:
     from safetensors.torch import load_file
 
     from effllm.modules.calibration.stream import BlockStream
+    from effllm.modules.modeling.checkpoints import load_any
     from effllm.modules.sparsity.patterns import Grouped
     from effllm.modules.sparsity.pruners import SparseGPT, Wanda
     from effllm.modules.sparsity.sequential import prune_block
-    from effllm.modules.structural.compact import load_any
     from effllm.pipelines.commands.memory import keep_freed_memory
 
     keep_freed_memory()

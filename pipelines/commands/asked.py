@@ -44,10 +44,11 @@ class StoredDraft(BaseModel, extra="forbid", strict=True):
 
 
 class DecoderParts(BaseModel, extra="forbid"):
-    """What a session is made of, unbuilt."""
+    """What a session is made of, unbuilt; or `last`, or the result, that has an arbiter."""
 
-    proposer: dict[str, Any]
-    verifier: dict[str, Any]
+    proposer: dict[str, Any] | None = None
+    verifier: dict[str, Any] | None = None
+    arbiter: str | None = None
 
 
 class Machine(BaseModel, strict=True):

@@ -81,6 +81,17 @@ def test_the_cache_example_runs(tiny_llama, tokenizer, capsys):
     assert 0 < int(held.replace(",", "")) < int(full.replace(",", ""))
 
 
+def test_the_decoding_example_runs(tiny_llama, tokenizer, capsys):
+    code = blocks_of("docs/python.md")[2]
+    assert "FirstLayers(6)" in code
+    code = code.replace("FirstLayers(6)", "FirstLayers(1)")  # the tiny model has two
+    inputs = tokenizer("again and again and again", return_tensors="pt")
+    exec(code, {"model": tiny_llama, "tokenizer": tokenizer, "inputs": inputs})
+    shown = capsys.readouterr().out
+    drafted, looked_up = re.findall(r"^(\d+\.\d\d) tokens per pass: ", shown, re.MULTILINE)
+    assert float(drafted) >= 1 and float(looked_up) >= 1
+
+
 def test_the_pruning_example_runs(tiny_llama, generator):
     import torch
 

@@ -2,13 +2,19 @@
 
 import csv
 import json
+import math
 import shutil
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from said import read_report
 
+from effllm.modules.arbitration.exploring import explore
+from effllm.modules.arbitration.problems import decode
+from effllm.pipelines.artifacts.arbitration import ArbitrationPair, ArbitrationVerdicts, Shipped
 from effllm.pipelines.cli import main
+from effllm.pipelines.engine.store import Store
 
 PAIRS = ("fake", "toy", "toy_null")
 RULES = {"target", "cospec", "random", "warm", "rl", "self_rl", "difference", "oracle", "draft"}
@@ -127,3 +133,78 @@ def test_a_study_without_a_control_of_the_claim_is_refused(outputs, capsys):
     without = "pipeline.fake.verdicts.inputs.arbiters=[warm,rl]"
     assert main([*arguments(outputs), without, "execute.until=fake.verdicts"]) == 1
     assert "no arbiters are self_rl" in capsys.readouterr().err
+
+
+def verdicts_of(outputs, pair):
+    """Label of the verdicts on a pair, and the pair."""
+    store = Store(outputs)
+    for folder, manifest in store.manifests():
+        if manifest["instance"] == f"{pair}.verdicts":
+            _, found = store.find(manifest["inputs"]["pair"])
+            opened = store.open(found["stage"], found["digest"], ArbitrationPair)
+            return f"{folder.parent.name}/{folder.name}", opened
+    raise AssertionError(pair)
+
+
+def generate(outputs, capsys, prompt, *settings):
+    """Exit code, text and messages of `effllm generate decoder=cospec`."""
+    code = main(["generate", prompt, "decoder=cospec", f"paths.outputs={outputs}", *settings])
+    shown = capsys.readouterr()
+    return code, shown.out.removesuffix("\n"), shown.err
+
+
+@pytest.mark.parametrize("always", [False, True])
+def test_generate_decodes_as_the_simulator_follows(outputs, capsys, monkeypatch, always):
+    """With a policy that is never, or always, for the draft."""
+    shipped = Shipped("warm", 1, -math.inf) if always else Shipped("target", 1, math.inf)
+    monkeypatch.setattr(ArbitrationVerdicts, "shipped", shipped)
+    label, stored = verdicts_of(outputs, "toy")
+    differ = 0
+    for problem in stored.problems("test")[:6]:
+        branches = explore(stored.load(), [problem])
+        accept = torch.full((len(branches.problem),), always)
+        expected = decode(branches.outputs[int(branches.walk(accept))].tolist())
+        asked = decode(list(problem.prompt))
+        code, text, said = generate(outputs, capsys, asked, f"decoder.arbiter={label}")
+        assert (code, text) == (0, expected.translate({0: None, 1: None}))
+        assert "pair toy: " in said and ("target alone" in said) != always
+        target = branches.outputs[int(branches.walk(torch.zeros_like(accept)))]
+        differ += expected != decode(target.tolist())
+    assert bool(differ) == always
+
+
+def test_generate_takes_the_last_policy_that_may_be_shipped(outputs, capsys, monkeypatch):
+    monkeypatch.setattr(ArbitrationVerdicts, "shipped", Shipped("rl", 0, 0.5))
+    code, _, said = generate(outputs, capsys, "sabcd")
+    assert code == 0 and "pair toy_null: policy train_policy/" in said  # fake is made of tables
+    monkeypatch.setattr(ArbitrationVerdicts, "shipped", Shipped("target", 0, math.inf))
+    code, _, said = generate(outputs, capsys, "sabcd")
+    assert code == 1 and "no arbiter that may be shipped; train one" in said
+
+
+def test_an_arbiter_decodes_with_its_own_pair_only(outputs, capsys):
+    (toy, pair), (fake, _) = (verdicts_of(outputs, name) for name in ("toy", "fake"))
+    refused = {
+        "leave it out": ["sabcd", f"decoder.arbiter={toy}", "model=tiny_llama"],
+        "two models that it was trained on": ["sabcd", f"decoder.arbiter={toy}", "draft=none"],
+        "made of tables": ["10", f"decoder.arbiter={fake}"],
+        "does not know '!', its letters are =;,so": ["sabcd!", f"decoder.arbiter={toy}"],
+        "holds no arbitration verdicts": ["s", f"decoder.arbiter={pair.label}"],
+        "no results match": ["sabcd", "decoder.arbiter=evaluate_policies/0123"],
+        "no chat template": ["sabcd", f"decoder.arbiter={toy}", "system=Be brief"],
+    }  # fmt: skip
+    for message, (prompt, *settings) in refused.items():
+        code, _, said = generate(outputs, capsys, prompt, *settings)
+        assert code == 1 and message in said.splitlines()[-1]
+
+
+def test_shipped_is_what_gains_most_on_validation(outputs):
+    """Of the planted pair, whose gate is open."""
+    label, _ = verdicts_of(outputs, "fake")
+    store = Store(outputs)
+    verdicts = store.open(*label.split("/"), ArbitrationVerdicts)
+    mine = {arm["seed"]: arm["validation"] for arm in verdicts.rules if arm["rule"] == "cospec"}
+    shipped = verdicts.shipped
+    assert shipped.rule in ("rl", "warm") and math.isfinite(shipped.threshold)
+    assert mine[shipped.seed]["threshold"] == shipped.threshold
+    assert mine[shipped.seed]["bound"] == max(point["bound"] for point in mine.values())

@@ -7,9 +7,9 @@ from interrupting import interrupt
 from effllm.modules import training
 from effllm.modules.drafting import traces
 from effllm.modules.errors import DataError
-from effllm.modules.structural import compact
+from effllm.modules.modeling import checkpoints
 from effllm.pipelines.artifacts.checkpoints import Checkpoint
-from effllm.pipelines.artifacts.decoding import Traces
+from effllm.pipelines.artifacts.decoding import Traces, load_draft
 from effllm.pipelines.commands.composing import compose, resolve
 from effllm.pipelines.engine.graph import build_graph
 from effllm.pipelines.engine.store import Store
@@ -63,7 +63,7 @@ def test_a_draft_predicts_only_its_own_tokens_and_stays_an_ordinary_model(execut
     execute(pipeline)
     graph = {one.name: one for one in build_graph(pipeline, store)}
     draft = store.open(graph["draft"].stage, graph["draft"].digest, Checkpoint)
-    plain, reduced = draft.load_model("float32"), draft.load_draft("float32")
+    plain, reduced = draft.load_model("float32"), load_draft(draft, "float32")
     assert plain.config.num_hidden_layers == 1
     head = reduced.get_output_embeddings()
     assert head.weight.shape[0] == len(head.token_ids) <= 30
@@ -76,13 +76,13 @@ def test_a_target_may_be_spread_over_devices(execute, store, monkeypatch):
     execute(pipeline, until="base")
     base = build_graph({"base": pipeline["base"]}, store)[0]
     checkpoint = store.open(base.stage, base.digest, Checkpoint)
-    load, asked = compact.AutoModelForCausalLM.from_pretrained, []
+    load, asked = checkpoints.AutoModelForCausalLM.from_pretrained, []
 
     def noted(*args, **kwargs):
         asked.append(kwargs["device_map"])
         return load(*args, **kwargs)
 
-    monkeypatch.setattr(compact.AutoModelForCausalLM, "from_pretrained", noted)
+    monkeypatch.setattr(checkpoints.AutoModelForCausalLM, "from_pretrained", noted)
     texts = []
     for device_map in (None, "auto"):
         model = checkpoint.load_model("float32", device_map=device_map)

@@ -15,7 +15,7 @@ from effllm.modules.decoding import joining
 from effllm.modules.errors import ConfigError, EffLLMError
 from effllm.modules.modeling.tiny import byte_tokenizer, tiny_model
 from effllm.pipelines.cli import main
-from effllm.pipelines.commands import generate
+from effllm.pipelines.commands import decoders, generate
 from effllm.pipelines.commands.asked import read_arguments
 from effllm.pipelines.commands.composing import CONF_DIR, compose
 
@@ -128,7 +128,7 @@ def test_the_model_reads_exactly_the_prompt(text, tmp_path, monkeypatch):
         raise Stop
 
     checkpoint = SimpleNamespace(load_tokenizer=byte_tokenizer)
-    monkeypatch.setattr(generate, "imported", lambda *others: checkpoint)
+    monkeypatch.setattr(decoders, "imported", lambda *others: checkpoint)
     monkeypatch.setattr(joining, "encode_prompt", stop)
     with pytest.raises(Stop):
         generate.generate_command([text, f"system=S {text}", f"paths.outputs={tmp_path}"])
@@ -188,7 +188,7 @@ def test_the_model_reads_exactly_the_prompt(text, tmp_path, monkeypatch):
 def test_settings_are_refused_on_one_line_before_a_model_is_imported(
     overrides, message, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(generate, "imported", None)  # whoever calls it fails
+    monkeypatch.setattr(decoders, "imported", None)  # whoever calls it fails
     with pytest.raises(EffLLMError, match=message) as caught:
         generate.generate_command(["hello", f"paths.outputs={tmp_path}", *overrides])
     assert len(str(caught.value).splitlines()) <= len(overrides)  # a line for each fault

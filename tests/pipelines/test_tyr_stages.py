@@ -13,6 +13,7 @@ from rich.console import Console
 
 from effllm.modules.errors import ArtifactError, ConfigError, DataError
 from effllm.pipelines.artifacts.checkpoints import Checkpoint
+from effllm.pipelines.artifacts.decoding import load_draft
 from effllm.pipelines.artifacts.structural import Allocation, SupernetFiles
 from effllm.pipelines.commands.composing import compose, resolve
 from effllm.pipelines.engine.display import Display
@@ -328,7 +329,7 @@ def test_a_compact_model_drafts_for_the_dense_one(finished):
     store, graph, _ = finished
     base = next(one for one in graph if one.name == "base")
     dense = store.open(base.stage, base.digest, Checkpoint).load_model("float32")
-    draft = open_as(store, graph, "searched", Checkpoint).load_draft("float32")
+    draft = load_draft(open_as(store, graph, "searched", Checkpoint), "float32")
     prompt = list(range(40, 60))
     plain = Session(ModelRunner(dense), Nothing(), Exact()).generate(prompt, 24)
     proposer = DraftModel(ModelRunner(draft), vocabulary=259, tokens=4)

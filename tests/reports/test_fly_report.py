@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from said import bold, flat
 
-from effllm.modules.decoding.early_exit import first_layers
+from effllm.modules.decoding.drafts import FirstLayers, Given
+from effllm.modules.decoding.joining import Decoder
 from effllm.modules.decoding.proposers.base import Nothing
 from effllm.modules.decoding.proposers.lookup import PromptLookup
 from effllm.modules.decoding.verifiers.exact import Exact
@@ -19,12 +20,10 @@ from effllm.pipelines.reports.fly.claims import answer, answers_kept, run_condit
 from effllm.pipelines.reports.fly.loosened import class_table, loosened_in_context, pieces_of
 from effllm.pipelines.reports.fly.replay import ReplayRows, knob_table
 from effllm.pipelines.reports.page import Mark, Page, Passages, Table, split_interval
-from effllm.pipelines.stages.decoding.loading import describe_arm
 
 
-def described(proposer, verifier, **options):
-    arm = {"proposer": proposer, "verifier": verifier, **options}
-    return describe_arm(arm, None, None, lossless=verifier.lossless)
+def described(proposer, verifier, draft=None, target=None):
+    return Decoder(proposer, verifier, draft).about(target)
 
 
 LOOKUP = PromptLookup(tokens=8)
@@ -70,17 +69,13 @@ def test_a_draft_model_is_named_by_its_size_or_its_place_in_the_target(tiny_llam
     from effllm.modules.decoding.proposers.draft_tree import DraftTree
 
     factory = partial(DraftModel, tokens=6, lookup=InnerLookup())
-    arm = {"proposer": factory, "verifier": Exact(), "draft": {"kind": "first_layers", "layers": 1}}
-    draft = first_layers(tiny_llama, 1)
-    about = describe_arm(arm, tiny_llama, draft, lossless=True)
+    about = described(factory, Exact(), FirstLayers(1), tiny_llama)
     name = "First 1 of 2 layers with lookup inside, K=6: exact"
     assert Arm("a", about).title == name and Arm("a", about).speculates
-    arm["draft"] = {"kind": "input", "index": 0}
-    about = describe_arm(arm, tiny_llama, tiny_llama, lossless=True)
+    about = described(factory, Exact(), Given(tiny_llama))
     millions = f"{tiny_llama.num_parameters() / 1e6:.3g}"
     assert Arm("a", about).title.startswith(f"Draft model of {millions}M with lookup")
-    arm["proposer"] = partial(DraftTree, widths=[3, 2])
-    about = describe_arm(arm, tiny_llama, tiny_llama, lossless=True)
+    about = described(partial(DraftTree, widths=[3, 2]), Exact(), Given(tiny_llama))
     assert Arm("a", about).title == f"Draft model of {millions}M, tree 3+2: exact"
     assert Arm("a", about).tokens == 5 and Arm("a", about).speculates
 
@@ -172,11 +167,10 @@ def test_assisted_generation_is_compared_with_a_chain_of_the_same_draft(tiny_lla
     from effllm.modules.decoding.proposers.draft_tree import DraftTree
 
     def ours(factory, draft=tiny_llama):
-        arm = {"proposer": factory, "verifier": Exact(), "draft": {"kind": "input", "index": 0}}
-        return describe_arm(arm, tiny_llama, draft, lossless=True)
+        return described(factory, Exact(), Given(draft))
 
     chain, tree = ours(partial(DraftModel, tokens=3)), ours(partial(DraftTree, widths=[3]))
-    other = ours(partial(DraftModel, tokens=3), first_layers(tiny_llama, 1))
+    other = ours(partial(DraftModel, tokens=3), FirstLayers(1).of(tiny_llama))
     library = {**chain, "library": "assisted", "drafted": 3, "proposer": None, "verifier": None}
     arms = {"plain": ARMS["plain"], "tree": tree, "other": other, "chain": chain}
     arms["generate_assisted"] = library

@@ -6,13 +6,14 @@ import pytest
 from said import flat
 
 from effllm.modules.kvcache.compression import Compression
-from effllm.modules.kvcache.formats import Dense, SparkKeys
-from effllm.modules.kvcache.rivals import ThinkKeys
+from effllm.modules.kvcache.formats.base import Dense
+from effllm.modules.kvcache.formats.spark import SparkKeys
+from effllm.modules.kvcache.formats.think import ThinkKeys
 from effllm.pipelines.reports.paired import Paired
 from effllm.pipelines.reports.spark.claims import answer, run_conditions, verdicts
 from effllm.pipelines.reports.spark.study import Study
 from effllm.pipelines.reports.spark.tables import answer_table
-from effllm.pipelines.stages.kvcache.evaluate_cache import describe
+from effllm.pipelines.stages.described import describe
 
 ARMS = {
     "dense": Compression(keys=Dense(), values=Dense()),

@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BertConfig, T5Config
 
 from effllm.modules.errors import ConfigError, DataError
+from effllm.modules.modeling.checkpoints import load_any
 from effllm.modules.modeling.sources import PretrainedFolder, TinyRandom
 from effllm.modules.modeling.tiny import byte_tokenizer, tiny_config, tiny_model
-from effllm.modules.structural.compact import load_any
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0000\nsize 1234\n"
 WEIGHTS = "model.safetensors"

@@ -11,13 +11,11 @@ from effllm.modules.decoding.records import Block
 
 
 class Proposer(Protocol):
-    """Drafts the tokens of one round.
+    """Drafts the tokens of one round."""
 
-    Attributes:
-        passes: model passes so far; stays 0 without a model.
-    """
-
-    passes: int
+    @property
+    def passes(self) -> int:
+        """Model passes so far; stays 0 without a model."""
 
     def start(self, prompt: Sequence[int], ends: frozenset[int]) -> None:
         """Begin a new text; nothing is drafted beyond a token of `ends`."""

@@ -6,9 +6,10 @@ each position; on rejection the token comes from norm(max(0, p - q)), which make
 exactly p (Leviathan et al., arXiv:2211.17192; Chen et al., arXiv:2302.01318).
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -37,6 +38,14 @@ class Verifier(Protocol):
 
     def verify(self, block: Block, logits: Tensor, generator: torch.Generator) -> Decision:
         """Judge K drafted tokens by (K + 1, V) float32 logits, the root's row first."""
+
+
+class TokenReader(ABC):
+    """A verifier that treats some tokens of a tokenizer in a way of their own."""
+
+    @abstractmethod
+    def knowing(self, special: frozenset[int], ends: frozenset[int]) -> Self:
+        """The same with the ids of special tokens, and of those that end a text."""
 
 
 class ChainTest:

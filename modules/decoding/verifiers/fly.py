@@ -9,15 +9,15 @@ added: all of it is read from the logits that exact verification needs anyway.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal, get_args
+from dataclasses import dataclass, field, replace
+from typing import Literal, Self, get_args
 
 import torch
 from torch import Tensor
 
 from effllm.modules.decoding.records import Block, Decision
 from effllm.modules.decoding.sampling import Sampling
-from effllm.modules.decoding.verifiers.chain import ChainTest
+from effllm.modules.decoding.verifiers.chain import ChainTest, TokenReader
 from effllm.modules.inference.choice import best_tokens
 from effllm.modules.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt
 
@@ -26,7 +26,7 @@ Window = Literal["full", "official"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fly:
+class Fly(TokenReader):
     """Entropy gate and look-ahead window.
 
     Args:
@@ -63,6 +63,10 @@ class Fly:
                 f"need measure of {get_args(Measure)} and window_check of {get_args(Window)}, "
                 f"got {self.measure!r}, {self.window_check!r}"
             )
+
+    def knowing(self, special: frozenset[int], ends: frozenset[int]) -> Self:
+        """The same with special tokens protected."""
+        return replace(self, protected=special)
 
     def verify(self, block: Block, logits: Tensor, generator: torch.Generator) -> Decision:
         """Judge K tokens by (K + 1, V) float32 logits, the root's row first."""

@@ -15,7 +15,7 @@ class Arm:
 
     Attributes:
         key: its name in the configuration.
-        about: its description by the stage that ran it; see `stages.decoding.loading.describe_arm`.
+        about: its description by the stage that ran it; see `Decoder.about`.
     """
 
     key: str

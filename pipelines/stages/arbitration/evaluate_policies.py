@@ -12,7 +12,6 @@ from effllm.pipelines.artifacts.arbitration import (
     ArbitrationPair,
     ArbitrationVerdicts,
     BranchTries,
-    write_verdicts,
 )
 from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
 
@@ -71,7 +70,7 @@ class EvaluatePolicies(Stage):
         by_rule: dict[str, dict[int, Arm]] = {}
         policies = {}
         for arbiters in ctx.input_list("arbiters", Arbiters):
-            rule = rule_name(arbiters.info)
+            rule = arbiters.rule
             if rule in by_rule:
                 raise GraphError(f"two sets of arbiters are both {rule!r}")
             problems = theirs if arbiters.info["proposer"] == "second" else ours
@@ -87,9 +86,9 @@ class EvaluatePolicies(Stage):
             )
         seeds = list(by_rule["rl"])
         closed = not all(
-            one.info["gate_open"]
-            for one in ctx.input_list("arbiters", Arbiters)
-            if rule_name(one.info) == "rl"
+            arbiters.info["gate_open"]
+            for arbiters in ctx.input_list("arbiters", Arbiters)
+            if arbiters.rule == "rl"
         )
         shipped = {
             seed: ship(
@@ -136,7 +135,7 @@ class EvaluatePolicies(Stage):
             "reliability": reliability(first, test),
             "texts": self._texts(pair.problems("test"), pair.info["pieces"], test, first, point),
         }
-        write_verdicts(ctx.workdir, [arm.described for arm in arms], columns, figures)
+        ArbitrationVerdicts.write(ctx.workdir, [arm.described for arm in arms], columns, figures)
         return {
             "target": float(target.columns["right"].double().mean()),
             "cospec": sum(float(a.columns["right"].double().mean()) for a in shipped.values())
@@ -172,20 +171,6 @@ class EvaluatePolicies(Stage):
             }
             for number in [*won[: self.texts - half].tolist(), *lost[:half].tolist()]
         ]
-
-
-def rule_name(info: dict[str, Any]) -> str:
-    """Short name of arbiters from how they were trained."""
-    if info["labels"] == "same_answer":
-        name = "autojudge"
-    elif info["labels"] == "shuffled":
-        name = "shuffled"
-    else:
-        name = "rl" if info["trainer"] == "reinforcement" else "warm"
-    name += "_linear" * (info["network"] == "linear")
-    name += f"_{info['features']}" * (info["features"] != "all")
-    name += "_speed" * (info["speed_weight"] > 0)
-    return "self_" * (info["proposer"] == "second") + name
 
 
 def _text(tokens: Any, pieces: list[str]) -> str:

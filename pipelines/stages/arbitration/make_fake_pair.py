@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import ClassVar
 
 from effllm.modules.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt, Seed, Word
-from effllm.pipelines.artifacts.arbitration import ArbitrationPair, write_pair
+from effllm.pipelines.artifacts.arbitration import ArbitrationPair
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 
 
@@ -90,5 +90,5 @@ class MakeFakePair(Stage):
             "target_accuracy": world.target_accuracy,
         }
         tables = {"target": target, "draft": draft}
-        write_pair(ctx.workdir, info=info, problems=problems, tables=tables)
+        ArbitrationPair.write(ctx.workdir, info=info, problems=problems, tables=tables)
         return {"best_accuracy": world.best_accuracy, "target_accuracy": world.target_accuracy}

@@ -7,7 +7,6 @@ from typing import ClassVar
 
 from effllm.modules.ranges import PositiveInt
 from effllm.pipelines.artifacts.arbitration import Arbiters, BranchTries, Headroom
-from effllm.pipelines.files import write_json
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 
 
@@ -38,7 +37,7 @@ class MeasureHeadroom(Stage):
             candidates=self.candidates,
             resamples=self.resamples,
         )
-        write_json(ctx.workdir / "headroom.json", figures)
+        Headroom.write(ctx.workdir, figures)
         shown = ("union", "excess", "realizable")
         return {name: figures[name]["value"] for name in shown} | {
             "gate_open": figures["gate"]["open"]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from effllm.modules.ranges import PositiveInt
-from effllm.pipelines.artifacts.arbitration import ArbitrationPair, BranchTries, write_branches
+from effllm.pipelines.artifacts.arbitration import ArbitrationPair, BranchTries
 from effllm.pipelines.files import write_json
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 
@@ -57,7 +57,7 @@ class RecordBranches(Stage):
                 "draft_right": torch.tensor(right),
                 "null_right": finish_null_forks(pair, problems, branches, nodes),
             }
-            write_branches(ctx.workdir, split, branches, beside)
+            BranchTries.write(ctx.workdir, split, branches, beside)
             metrics[f"{split}/outcomes_per_problem"] = len(branches.right) / len(branches)
         write_json(ctx.workdir / "branches.json", {"proposer": "draft"})
         return metrics
@@ -98,7 +98,7 @@ class RecordSelfBranches(Stage):
         metrics: Metrics = {"margin": margin}
         for split in SPLITS:
             branches = follow(ctx, own, stored.problems(split), split, self.lot)
-            write_branches(ctx.workdir, split, branches, None)
+            BranchTries.write(ctx.workdir, split, branches, None)
             metrics[f"{split}/outcomes_per_problem"] = len(branches.right) / len(branches)
         write_json(ctx.workdir / "branches.json", {"proposer": "second"})
         return metrics

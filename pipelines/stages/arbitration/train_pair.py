@@ -14,7 +14,7 @@ from effllm.modules.ranges import (
     Seed,
     Word,
 )
-from effllm.pipelines.artifacts.arbitration import ArbitrationPair, write_pair
+from effllm.pipelines.artifacts.arbitration import ArbitrationPair
 from effllm.pipelines.stage import Metrics, StageContext
 from effllm.pipelines.stages.training import TrainingStage
 
@@ -160,5 +160,5 @@ class TrainPair(TrainingStage):
             "best_accuracy": None,
             "target_accuracy": None,
         }
-        write_pair(ctx.workdir, info=info, problems=problems)
+        ArbitrationPair.write(ctx.workdir, info=info, problems=problems)
         return {f"{name}_parameters": size for name, size in sizes.items()}

@@ -17,7 +17,6 @@ from effllm.pipelines.artifacts.arbitration import (
     ArbitrationPair,
     BranchTries,
     Headroom,
-    write_arbiters,
 )
 from effllm.pipelines.stage import Metrics, StageContext
 from effllm.pipelines.stages.training import TrainingStage, unread
@@ -128,7 +127,7 @@ class TrainPolicy(TrainingStage):
             "speed_weight": self.speed_weight,
             "gate_open": gate_open,
         }
-        write_arbiters(ctx.workdir, info, policies)
+        Arbiters.write(ctx.workdir, info, policies)
         return {"trained": gate_open, "outputs_per_seed": self._outputs if gate_open else 0}
 
     @property

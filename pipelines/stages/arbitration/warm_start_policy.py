@@ -8,7 +8,7 @@ from typing import ClassVar
 from effllm.modules.arbitration.names import FeatureSet, Labels, Network
 from effllm.modules.ranges import NonEmpty, PositiveInt, Seed
 from effllm.modules.trainer import ON_CPU
-from effllm.pipelines.artifacts.arbitration import Arbiters, BranchTries, write_arbiters
+from effllm.pipelines.artifacts.arbitration import Arbiters, BranchTries
 from effllm.pipelines.stage import Metrics, StageContext
 from effllm.pipelines.stages.training import TrainingStage
 
@@ -88,5 +88,5 @@ class WarmStartPolicy(TrainingStage):
             "seeds": list(self.seeds),
             "gate_open": True,
         }
-        write_arbiters(ctx.workdir, info, policies)
+        Arbiters.write(ctx.workdir, info, policies)
         return {"forks_rejected": counts[0], "forks_taken": counts[1]}

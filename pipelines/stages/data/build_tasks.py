@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, ClassVar
 from effllm.modules.errors import ConfigError
 from effllm.modules.ranges import NonEmpty, PositiveInt, Seed, Word
 from effllm.pipelines.artifacts.data import Corpus, Tasks
-from effllm.pipelines.files import write_json, write_rows
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 
 if TYPE_CHECKING:
@@ -84,16 +83,14 @@ class BuildTasks(Stage):
         """`<corpus>_<kind>` for every kind."""
         corpus = ctx.input("text", Corpus)
         documents = corpus.documents(self.split)
-        names = []
+        tasks = {}
         for kind in self.kinds:
             # Names of texts are free (`owner/set`); tasks are files and words of the harness.
             name = re.sub(r"[^\w.-]+", "-", f"{corpus.info['name']}_{kind}").lstrip(".-")
             template, metric = _TASKS[kind]
-            write_rows(ctx.workdir / f"{name}.jsonl", self._items(kind, documents))
             text = template.format(name=name, metric=metric)
-            (ctx.workdir / f"{name}.yaml").write_text(text, encoding="utf-8")
-            names.append(name)
-        write_json(ctx.workdir / "tasks.json", {"names": names})
+            tasks[name] = text, self._items(kind, documents)
+        Tasks.write(ctx.workdir, tasks)
         return {"items": self.items}
 
     def _items(self, kind: str, documents: "list[Document]") -> "list[Item]":

@@ -1,15 +1,13 @@
 """Bring a published long-context benchmark into the store."""
 
-import dataclasses
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from effllm.modules.errors import DataError
 from effllm.modules.ranges import PositiveInt, Seed
 from effllm.pipelines.artifacts.checkpoints import Checkpoint
 from effllm.pipelines.artifacts.data import LongPrompts
-from effllm.pipelines.files import write_rows
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 
 if TYPE_CHECKING:
@@ -50,13 +48,13 @@ class ImportLongPrompts(Stage):
             text = one.context + one.question + "".join(one.answers)
             length = len(tokenizer(text)["input_ids"])
             if length <= self.longest:
-                prompts.append(dataclasses.replace(one, length=length))
+                prompts.append(replace(one, length=length))
         if not prompts:
             raise DataError(
                 f"{self.source.label}: none of {len(drawn)} has at most {self.longest} "
                 "tokens; raise `longest`, or take another set"
             )
-        write_rows(ctx.workdir / "prompts.jsonl", (asdict(prompt) for prompt in prompts))
+        LongPrompts.write(ctx.workdir, prompts)
         counts = Counter(prompt.task for prompt in prompts)
         left_out = len(drawn) - len(prompts)
         numbers = {f"{name}/prompts": count for name, count in counts.items()}

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from effllm.pipelines.artifacts.checkpoints import Checkpoint, write_checkpoint
+from effllm.pipelines.artifacts.checkpoints import Checkpoint
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class ImportModel(Stage):
         model, tokenizer = self.source.load()
         history = [{"stage": "import_model", **asdict(self.source)}]
         history[0].pop("path", None)
-        write_checkpoint(ctx.workdir, model, tokenizer, history)
+        Checkpoint.write(ctx.workdir, model, tokenizer, history)
         prunable: int | None = None
         blocks: int | None = None
         try:  # a model that cannot be pruned can still be decoded and measured

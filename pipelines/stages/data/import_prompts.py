@@ -1,13 +1,12 @@
 """Bring a published or procedural prompt set into the store."""
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from effllm.modules.errors import DataError
 from effllm.modules.ranges import PositiveInt, Seed
 from effllm.pipelines.artifacts.data import Prompts
-from effllm.pipelines.files import write_rows
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 
 if TYPE_CHECKING:
@@ -40,6 +39,6 @@ class ImportPrompts(Stage):
         prompts = self.source.prompts(self.per_group, self.seed)
         if not prompts:
             raise DataError(f"prompts {self.source.name}: the set is empty")
-        write_rows(ctx.workdir / "prompts.jsonl", (asdict(prompt) for prompt in prompts))
+        Prompts.write(ctx.workdir, prompts)
         counts = Counter(prompt.group for prompt in prompts)
         return {"prompts": len(prompts), **{f"{name}/prompts": n for name, n in counts.items()}}

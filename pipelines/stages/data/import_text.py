@@ -9,7 +9,6 @@ from effllm.modules.errors import ConfigError, DataError
 from effllm.modules.ranges import NonEmpty, Word
 from effllm.pipelines.artifacts.base import Artifact
 from effllm.pipelines.artifacts.data import Corpus
-from effllm.pipelines.files import write_json, write_rows
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 
 if TYPE_CHECKING:
@@ -101,14 +100,9 @@ class ImportText(Stage):
         for split, found in documents.items():
             if not any(document.text.strip() for document in found):
                 raise DataError(f"data {name}: the {split} split is empty")
-            rows = ({"id": document.id, "text": document.text} for document in found)
-            write_rows(ctx.workdir / f"{split}.jsonl", rows)
             metrics[f"{split}/documents"] = len(found)
             metrics[f"{split}/characters"] = sum(len(document.text) for document in found)
-        write_json(
-            ctx.workdir / "corpus.json",
-            {"name": name, "joiner": self.source.joiner, "splits": self.splits},
-        )
+        Corpus.write(ctx.workdir, documents, name, self.source.joiner)
         return metrics
 
 

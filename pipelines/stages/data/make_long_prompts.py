@@ -1,12 +1,11 @@
 """Long prompts with checkable answers from the articles of one split."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import ClassVar
 
 from effllm.modules.ranges import NonEmpty, PositiveInt, Seed, Word
 from effllm.pipelines.artifacts.checkpoints import Checkpoint
 from effllm.pipelines.artifacts.data import Corpus, LongPrompts
-from effllm.pipelines.files import write_rows
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 
 
@@ -47,5 +46,5 @@ class MakeLongPrompts(Stage):
             per_task=self.per_task,
             seed=self.seed,
         )
-        write_rows(ctx.workdir / "prompts.jsonl", (asdict(prompt) for prompt in prompts))
+        LongPrompts.write(ctx.workdir, prompts)
         return {"prompts": len(prompts)}

@@ -1,11 +1,10 @@
 """Prompts for decoding benchmarks from the articles of one split."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import ClassVar
 
 from effllm.modules.ranges import PositiveInt, Seed, Word
 from effllm.pipelines.artifacts.data import Corpus, Prompts
-from effllm.pipelines.files import write_rows
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 
 
@@ -36,5 +35,5 @@ class MakePrompts(Stage):
         prompts = article_prompts(
             documents, per_group=self.per_group, words=self.words, seed=self.seed
         )
-        write_rows(ctx.workdir / "prompts.jsonl", (asdict(prompt) for prompt in prompts))
+        Prompts.write(ctx.workdir, prompts)
         return {"prompts": len(prompts)}

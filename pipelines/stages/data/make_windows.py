@@ -9,7 +9,6 @@ from effllm.modules.errors import ConfigError, UnsupportedModelError
 from effllm.modules.ranges import PositiveInt, Seed, Word
 from effllm.pipelines.artifacts.checkpoints import Checkpoint
 from effllm.pipelines.artifacts.data import Corpus, Windows
-from effllm.pipelines.files import write_json
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 
 WindowLength = Annotated[
@@ -46,10 +45,6 @@ class MakeWindows(Stage):
 
     def run(self, ctx: StageContext) -> Metrics:
         """Token ids, the document of each window, a protocol label, and a digest of the ids."""
-        import hashlib
-
-        from safetensors.torch import save_file
-
         from effllm.modules.data.windows import crop_windows, pack_windows
 
         corpus = ctx.input("text", Corpus)
@@ -88,12 +83,5 @@ class MakeWindows(Stage):
             )
         name = f"{corpus.info['name']}-{self.split}-{windows.shape[1]}x{windows.shape[0]}"
         protocol = name if self.mode == "pack" else f"{name}-{self.mode}"
-        save_file({"input_ids": windows.int()}, ctx.workdir / "windows.safetensors")
-        digest = hashlib.sha256(windows.numpy().tobytes()).hexdigest()
-        facts = {
-            "protocol": protocol,
-            "token_sha256": digest,
-            "documents": [read[index].id for index in chosen],
-        }
-        write_json(ctx.workdir / "windows.json", facts)
+        Windows.write(ctx.workdir, windows, protocol, [read[index].id for index in chosen])
         return {"windows": windows.shape[0], "tokens": windows.numel(), "protocol": protocol}

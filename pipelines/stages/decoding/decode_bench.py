@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -12,17 +10,15 @@ from effllm.modules.ranges import Dtype, PositiveInt, Seed
 from effllm.pipelines.artifacts.checkpoints import Checkpoint
 from effllm.pipelines.artifacts.data import Prompts
 from effllm.pipelines.artifacts.measured import Predictions
-from effllm.pipelines.files import write_json, write_rows
+from effllm.pipelines.files import write_json
 from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
-from effllm.pipelines.stages.decoding.loading import (
-    DecodingArm,
-    DecodingModels,
-    LibraryArm,
-    describe_arm,
-)
+from effllm.pipelines.stages.decoding.loading import DecodingArm, DecodingModels, LibraryArm
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from effllm.modules.data.prompts import Prompt
+    from effllm.modules.decoding.library import LibrarySession
+    from effllm.modules.decoding.records import Generation
+    from effllm.modules.decoding.session import Session
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,122 +57,74 @@ class DecodeBench(Stage):
 
     def run(self, ctx: StageContext) -> Metrics:
         """`predictions.jsonl`: one row per prompt and arm; `arms.json`: what each arm is."""
+        from effllm.modules.timing import taking_turns
+
         models = DecodingModels.load(ctx, self.dtype, fast=self.fast)
-        checkpoint, tokenizer = models.checkpoint, models.tokenizer
-        stock = self._stock(ctx, models)
-        arms = {
-            name: _Arm(arm, stock if "library" in arm else models, self.max_new_tokens, self.seed)
-            for name, arm in self.arms.items()
-        }
+        libraries = any("library" in arm for arm in self.arms.values())
+        stock = models.stock(ctx, self.dtype) if libraries else models
+        sessions: dict[str, Session | LibrarySession] = {}
+        described = {}
+        for name, arm in self.arms.items():
+            mine = stock if "library" in arm else models
+            decoder = mine.library(arm) if "library" in arm else mine.decoder(arm)
+            sessions[name] = decoder.join(mine.target, mine.tokenizer)
+            described[name] = decoder.about(mine.target)
         prompts = ctx.input("prompts", Prompts).prompts()
-        encoded = [models.encode(one.text, chat=one.chat) for one in prompts]
+        encoded = [models.encode(prompt.text, chat=prompt.chat) for prompt in prompts]
         rows = ctx.load_rows()
         done = len({row["id"] for row in rows})
-        for arm in arms.values():
-            arm.decode(encoded[0], budget=8)  # warm-up, not recorded
-        names = list(arms)
+        for session in sessions.values():
+            session.decode(encoded[0], 8, seed=self.seed)  # warm-up, not recorded
+        names = list(sessions)
         for number in range(done, len(prompts)):
-            turn = number % len(names)
             found = {}
-            for name in [*names[turn:], *names[:turn]]:
-                found[name] = arms[name].decode(encoded[number])
-            fresh = _describe(found, prompts[number], encoded[number], models.target, tokenizer)
-            rows += fresh
+            for name in taking_turns(names, number):
+                session = sessions[name]
+                text = session.decode(encoded[number], self.max_new_tokens, seed=self.seed)
+                found[name] = _figures(text)
+            rows += _describe(found, prompts[number], encoded[number], models)
             ctx.save_rows(rows)
             ctx.progress(number + 1, len(prompts), "prompt")
-        write_rows(ctx.workdir / "predictions.jsonl", rows)
-        write_json(
-            ctx.workdir / "subject.json",
-            {"checkpoint": checkpoint.label, "history": checkpoint.history},
-        )
-        described = {name: arm.described for name, arm in arms.items()}
+        Predictions.write(ctx.workdir, rows, models.checkpoint)
         write_json(ctx.workdir / "arms.json", described)
         speeds = {}
         for name in names:
-            mine = [row for row in rows if row["set"] == name]
-            speeds[f"{name}/tokens_per_second"] = sum(row["tokens"] for row in mine) / sum(
-                row["seconds"] for row in mine
-            )
+            decoded = [row for row in rows if row["set"] == name]
+            seconds = sum(row["seconds"] for row in decoded)
+            speeds[f"{name}/tokens_per_second"] = sum(row["tokens"] for row in decoded) / seconds
         return {**speeds, "prompts": len(prompts), **models.path_metrics()}
 
-    def _stock(self, ctx: StageContext, models: DecodingModels) -> DecodingModels:
-        """The models as they are, for transformers' own decoding; its drafts have whole heads."""
-        if not any("library" in arm for arm in self.arms.values()):
-            return models
-        target = models.checkpoint.load_model(self.dtype, ctx.device, ctx.device_map)
-        assisted = any(arm.get("library") == "assisted" for arm in self.arms.values())
-        drafts = ctx.input_list("drafts", Checkpoint) if assisted else []
-        return dataclasses.replace(
-            models,
-            target=target,
-            drafts=[one.load_model(self.dtype, ctx.device) for one in drafts],
-            fast_paths=[],
-        )
 
-
-class _Arm:
-    """One way to decode."""
-
-    def __init__(
-        self, arm: Mapping[str, Any], models: DecodingModels, max_new_tokens: int, seed: int
-    ) -> None:
-        from effllm.modules.decoding.joining import end_tokens
-
-        self.model, self.ends = models.target, end_tokens(models.target, models.tokenizer)
-        self.max_new_tokens, self.seed = max_new_tokens, seed
-        self.library: Any = arm.get("library")
-        self.drafted = int(arm.get("drafted", 8))
-        self.draft = models.draft(arm)
-        self.session = models.session(arm) if self.library is None else None
-        lossless = self.session is None or self.session.verifier.lossless
-        drafter = models.trained_heads(arm) or self.draft
-        self.described = describe_arm(arm, models.target, drafter, lossless=lossless)
-
-    def decode(self, prompt: list[int], budget: int | None = None) -> dict[str, Any]:
-        """Tokens, seconds, and, for our own arms, what the rounds did."""
-        wanted = self.max_new_tokens if budget is None else budget
-        if self.session is None:
-            from effllm.modules.decoding.library import generate
-
-            tokens, seconds = generate(
-                self.model,
-                prompt,
-                wanted,
-                self.ends,
-                kind=self.library,
-                drafted=self.drafted,
-                draft=self.draft,
-            )
-            return {"output": tokens, "seconds": seconds}
-        found = self.session.measure(prompt, wanted, seed=self.seed)
-        rounds = found.rounds
-        return {
-            "output": found.tokens,
-            "seconds": found.prefill_seconds + found.decode_seconds,
-            "prefill_seconds": found.prefill_seconds,
-            "rounds": len(rounds),
-            "drafted": sum(one.drafted for one in rounds),
-            "accepted": sum(one.accepted for one in rounds),
-            "emitted": sum(one.emitted for one in rounds),
-            "loosened": sum(one.loosened for one in rounds),
-            "draft_passes": sum(one.draft_passes for one in rounds),
-            "decode_seconds": found.decode_seconds,
-            "draft_seconds": sum(one.draft_seconds for one in rounds),
-            "verify_seconds": sum(one.verify_seconds for one in rounds),
-            "host_seconds": sum(one.decide_seconds + one.commit_seconds for one in rounds),
-            "accepted_counts": [one.accepted for one in rounds],
-            "events": [
-                {"prefix": one.prefix, **asdict(event)} for one in rounds for event in one.events
-            ],
-        }
+def _figures(found: Generation) -> dict[str, Any]:
+    """Tokens, seconds, and, for our own decoders, what the rounds did."""
+    whole = {"output": found.tokens, "seconds": found.seconds}
+    if found.prefill_seconds is None:
+        return whole
+    rounds = found.rounds
+    return whole | {
+        "prefill_seconds": found.prefill_seconds,
+        "rounds": len(rounds),
+        "drafted": sum(one.drafted for one in rounds),
+        "accepted": sum(one.accepted for one in rounds),
+        "emitted": sum(one.emitted for one in rounds),
+        "loosened": sum(one.loosened for one in rounds),
+        "draft_passes": sum(one.draft_passes for one in rounds),
+        "decode_seconds": found.decode_seconds,
+        "draft_seconds": sum(one.draft_seconds for one in rounds),
+        "verify_seconds": sum(one.verify_seconds for one in rounds),
+        "host_seconds": sum(one.decide_seconds + one.commit_seconds for one in rounds),
+        "accepted_counts": [one.accepted for one in rounds],
+        "events": [
+            {"prefix": one.prefix, **asdict(event)} for one in rounds for event in one.events
+        ],
+    }
 
 
 def _describe(
     found: dict[str, dict[str, Any]],
-    prompt: Any,
+    prompt: Prompt,
     encoded: list[int],
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    models: DecodingModels,
 ) -> list[dict[str, Any]]:
     """Rows of one prompt; equal outputs are judged once."""
     from effllm.modules.evaluation.generations import (
@@ -193,8 +141,8 @@ def _describe(
         output = one.pop("output")
         key = tuple(output)
         if output and key not in likelihoods:
-            likelihoods[key] = continuation_nll(model, encoded, output)
-        text = tokenizer.decode(output, skip_special_tokens=True)
+            likelihoods[key] = continuation_nll(models.target, encoded, output)
+        text = str(models.tokenizer.decode(output, skip_special_tokens=True))
         rows.append(
             {
                 "set": name,

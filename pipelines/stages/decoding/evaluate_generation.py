@@ -10,8 +10,7 @@ from effllm.pipelines.artifacts.data import Tasks
 from effllm.pipelines.artifacts.measured import Predictions
 from effllm.pipelines.files import write_json, write_rows
 from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
-from effllm.pipelines.stages.decoding.loading import DecodingArm, DecodingModels, describe_arm
-from effllm.pipelines.stages.evaluation.evaluate_tasks import place_tasks
+from effllm.pipelines.stages.decoding.loading import DecodingArm, DecodingModels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +49,8 @@ class EvaluateGeneration(Stage):
 
         tasks = ctx.input("tasks", Tasks)
         models = DecodingModels.load(ctx, self.dtype, fast=self.fast)
-        session = models.session(self.decoder, text=True)
+        decoder = models.decoder(self.decoder)
+        session = decoder.join(models.target, models.tokenizer)
         quieten_harness()
         adapter = DecodingLM(
             pretrained=models.target,
@@ -63,22 +63,14 @@ class EvaluateGeneration(Stage):
         results = run_tasks(
             adapter,
             [*tasks.names, *self.harness_tasks],
-            include_path=place_tasks(tasks, ctx.progress_dir),
+            include_path=tasks.place(ctx.progress_dir),
             include_defaults=bool(self.harness_tasks),
             limit=self.limit,
         )
         answers = adapter.answers
-        write_rows(ctx.workdir / "predictions.jsonl", results.rows)
+        arm = decoder.about(models.target)
+        Predictions.write(ctx.workdir, results.rows, models.checkpoint, arm=arm)
         write_rows(ctx.workdir / "answers.jsonl", (asdict(one) for one in answers))
-        checkpoint = models.checkpoint
-        arm = describe_arm(
-            self.decoder,
-            models.target,
-            models.draft(self.decoder),
-            lossless=session.verifier.lossless,
-        )
-        subject = {"checkpoint": checkpoint.label, "history": checkpoint.history, "arm": arm}
-        write_json(ctx.workdir / "subject.json", subject)
         write_json(
             ctx.workdir / "versions.json",
             {"lm-eval": version("lm-eval"), "tasks": results.versions},

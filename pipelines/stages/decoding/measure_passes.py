@@ -9,7 +9,6 @@ from effllm.modules.ranges import Dtype, PositiveInt, Seed
 from effllm.pipelines.artifacts.checkpoints import Checkpoint
 from effllm.pipelines.artifacts.data import Prompts
 from effllm.pipelines.artifacts.decoding import PassCosts
-from effllm.pipelines.files import write_json
 from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
 from effllm.pipelines.stages.decoding.loading import DecodingArm, DecodingModels
 
@@ -52,6 +51,7 @@ class MeasurePasses(Stage):
     def run(self, ctx: StageContext) -> Metrics:
         """`costs.json`."""
         from effllm.modules.decoding.break_even import bytes_per_pass
+        from effllm.modules.decoding.proposers.draft import ModelDrafter
         from effllm.modules.inference.runner import ModelRunner
 
         models = DecodingModels.load(ctx, self.dtype, fast=self.fast)
@@ -62,13 +62,15 @@ class MeasurePasses(Stage):
         rounds: dict[str, list[RoundRecord]] = {}
         passes = {}
         for number, (name, arm) in enumerate(self.arms.items()):
-            draft, session = models.draft(arm), models.session(arm)
+            session = models.decoder(arm).join(models.target, models.tokenizer)
             rounds[name] = [
                 one
                 for prompt in prompts
-                for one in session.measure(prompt, self.max_new_tokens, seed=self.seed).rounds
+                for one in session.decode(prompt, self.max_new_tokens, seed=self.seed).rounds
             ]
-            passes[name] = 0.0 if draft is None else self._draft_seconds(ModelRunner(draft))
+            passes[name] = 0.0
+            if isinstance(session.proposer, ModelDrafter):
+                passes[name] = self._draft_seconds(session.proposer.runner)
             ctx.progress(number + 1, len(self.arms), "arm")
         widest = 1 + max(one.drafted for mine in rounds.values() for one in mine)
         runner = ModelRunner(models.target)
@@ -87,7 +89,7 @@ class MeasurePasses(Stage):
             "draft_seconds": passes,
             "forecasts": forecasts,
         }
-        write_json(ctx.workdir / "costs.json", figures)
+        PassCosts.write(ctx.workdir, figures)
         best = {f"{name}/best_tokens": one["best"]["tokens"] for name, one in forecasts.items()}
         speeds = {
             f"{name}/speed_over_plain": one["best"]["speed"] for name, one in forecasts.items()
@@ -103,7 +105,7 @@ class MeasurePasses(Stage):
     def _costs(self, runner: ModelRunner, widest: int) -> dict[int, dict[str, Any]]:
         """Median seconds per width, and the ratio to one token with its interval.
 
-        Width 0 is the mere reading of the weights: the limit of what one token can cost.
+        Width 0 merely reads the weights: the limit of what one token can cost.
         """
         import numpy as np
 

@@ -9,9 +9,8 @@ from effllm.modules.ranges import Dtype, PositiveInt
 from effllm.pipelines.artifacts.checkpoints import Checkpoint
 from effllm.pipelines.artifacts.data import Prompts
 from effllm.pipelines.artifacts.decoding import Blocks
-from effllm.pipelines.files import write_json, write_rows
 from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
-from effllm.pipelines.stages.decoding.loading import DecodingModels, ProposingArm, describe_arm
+from effllm.pipelines.stages.decoding.loading import DecodingModels, ProposingArm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +42,12 @@ class RecordBlocks(Stage):
         from effllm.modules.decoding.recording import Recorder
 
         models = DecodingModels.load(ctx, self.dtype, fast=self.fast)
-        protected = frozenset(models.tokenizer.all_special_ids)
+        decoders = {
+            name: models.decoder({**arm, "verifier": Recorder()}) for name, arm in self.arms.items()
+        }
         sessions = {
-            name: models.session(arm, verifier=Recorder()) for name, arm in self.arms.items()
+            name: decoder.join(models.target, models.tokenizer)
+            for name, decoder in decoders.items()
         }
         prompts = ctx.input("prompts", Prompts).prompts()
         rows = ctx.load_rows()
@@ -55,19 +57,18 @@ class RecordBlocks(Stage):
             for name, session in sessions.items():
                 if (name, prompt.id) in done:
                     continue
-                session.verifier = recorder = Recorder(protected=protected, ends=session.ends)
-                session.measure(encoded, self.max_new_tokens)
+                session.decode(encoded, self.max_new_tokens)
+                assert isinstance(session.verifier, Recorder)
                 rows += [
                     {"arm": name, "id": prompt.id, "block": asdict(block)}
-                    for block in recorder.blocks
+                    for block in session.verifier.take()
                 ]
             ctx.save_rows(rows)
             ctx.progress(number + 1, len(prompts), "prompt")
-        write_rows(ctx.workdir / "blocks.jsonl", rows)
         described = {
-            name: describe_arm(arm, models.target, models.draft(arm), lossless=True)
-            for name, arm in self.arms.items()
+            name: {**decoder.about(models.target), "verifier": None}
+            for name, decoder in decoders.items()
         }
-        write_json(ctx.workdir / "arms.json", described)
+        Blocks.write(ctx.workdir, rows, described)
         counts = {name: sum(row["arm"] == name for row in rows) for name in sessions}
         return {f"{name}/blocks": count for name, count in counts.items()}

@@ -15,7 +15,6 @@ from effllm.modules.ranges import (
     PositiveInt,
 )
 from effllm.pipelines.artifacts.decoding import Blocks, Replay
-from effllm.pipelines.files import write_json, write_rows
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 
 if TYPE_CHECKING:
@@ -74,8 +73,7 @@ class ReplayBlocks(Stage):
                 }
                 rows.append({"arm": name, "rule": label, **vars(rule), **figures})
             ctx.progress(number + 1, len(arms), "arm")
-        write_rows(ctx.workdir / "replay.jsonl", rows)
-        write_json(ctx.workdir / "arms.json", arms)
+        Replay.write(ctx.workdir, rows, arms)
         return {"rules": len(rules), "arms": len(arms)}
 
     def _rules(self) -> list[Rule]:

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from effllm.modules.errors import DataError
 from effllm.modules.ranges import Dtype, NonEmpty, NonNegativeInt, PositiveInt, Ratio, Seed
-from effllm.pipelines.artifacts.checkpoints import VOCABULARY_FILE, Checkpoint, write_checkpoint
+from effllm.pipelines.artifacts.checkpoints import VOCABULARY_FILE, Checkpoint
 from effllm.pipelines.artifacts.decoding import Traces
 from effllm.pipelines.stage import Metrics, StageContext
 from effllm.pipelines.stages.training import TrainingStage, unread
@@ -104,7 +104,7 @@ class DistillDraft(TrainingStage):
         parameters = sum(one.numel() for one in draft.parameters())
         restore_vocabulary(draft, head)
         step = {"stage": "distill_draft", "layers": self.layers, "vocabulary": len(token_ids)}
-        write_checkpoint(
+        Checkpoint.write(
             ctx.workdir,
             draft.to(getattr(torch, self.dtype)),
             tokenizer,

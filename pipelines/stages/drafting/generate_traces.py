@@ -46,7 +46,6 @@ class GenerateTraces(Stage):
     def run(self, ctx: StageContext) -> Metrics:
         """`traces.safetensors`; resumes at the batch that was interrupted."""
         import torch
-        from safetensors.torch import save_file
 
         from effllm.modules.decoding.joining import encode_prompt, end_tokens
         from effllm.modules.drafting.requests import passage_requests
@@ -82,7 +81,7 @@ class GenerateTraces(Stage):
             parts.append(stored)
             ctx.progress(number + 1, len(batches), "batch")
         traces = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
-        save_file(traces, ctx.workdir / "traces.safetensors")
+        Traces.write(ctx.workdir, traces)
         prompt_tokens = int(traces["prompt_lengths"].sum())
         return {"texts": len(prompts), "new_tokens": len(traces["tokens"]) - prompt_tokens}
 
@@ -90,11 +89,11 @@ class GenerateTraces(Stage):
 def _flat(
     prompts: list[list[int]], fresh: list[list[int]], likely: Tensor, probabilities: Tensor
 ) -> dict[str, Tensor]:
-    """Texts of one batch behind each other; the last token of each has nothing likely after it."""
+    """Texts of one batch in a row; the last token of each has nothing likely after it."""
     import torch
 
     texts = [[*prompt, *new] for prompt, new in zip(prompts, fresh, strict=True)]
-    behind = torch.nn.functional.pad(likely, (0, 0, 0, 1))
+    padded = torch.nn.functional.pad(likely, (0, 0, 0, 1))
     chances = torch.nn.functional.pad(probabilities, (0, 0, 0, 1))
     for row, text in enumerate(texts):
         chances[row, len(text) - 1 :] = 0
@@ -102,7 +101,7 @@ def _flat(
         "tokens": torch.tensor([token for text in texts for token in text], dtype=torch.int32),
         "lengths": torch.tensor([len(text) for text in texts]),
         "prompt_lengths": torch.tensor([len(prompt) for prompt in prompts]),
-        "likely": torch.cat([behind[i, : len(t)] for i, t in enumerate(texts)]).to(torch.int32),
+        "likely": torch.cat([padded[i, : len(t)] for i, t in enumerate(texts)]).to(torch.int32),
         "probabilities": torch.cat([chances[i, : len(t)] for i, t in enumerate(texts)]),
     }
 

@@ -11,7 +11,7 @@ from effllm.pipelines.artifacts.checkpoints import Checkpoint
 from effllm.pipelines.artifacts.data import Windows
 from effllm.pipelines.artifacts.measured import Predictions
 from effllm.pipelines.artifacts.statistics import TeacherRecord
-from effllm.pipelines.files import write_json, write_rows
+from effllm.pipelines.files import write_json
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 
 
@@ -49,10 +49,7 @@ class CompareDense(Stage):
             token_ids,
             progress=lambda done: ctx.progress(done, len(token_ids), "window"),
         )
-        rows = windows.rows("kl", "kl", values)
-        write_rows(ctx.workdir / "predictions.jsonl", rows)
-        subject = {"checkpoint": checkpoint.label, "history": checkpoint.history}
-        write_json(ctx.workdir / "subject.json", subject)
+        Predictions.write(ctx.workdir, windows.rows("kl", "kl", values), checkpoint)
         every, inside = count_parameters(model)
         sizes = {
             "parameters": every,

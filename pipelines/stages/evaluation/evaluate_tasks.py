@@ -2,14 +2,13 @@
 
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import ClassVar
 
 from effllm.modules.ranges import Dtype, PositiveInt
 from effllm.pipelines.artifacts.checkpoints import Checkpoint
 from effllm.pipelines.artifacts.data import Tasks
 from effllm.pipelines.artifacts.measured import Predictions
-from effllm.pipelines.files import write_json, write_rows
+from effllm.pipelines.files import write_json
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 
 
@@ -44,29 +43,16 @@ class EvaluateTasks(Stage):
             checkpoint.load_model(self.dtype, ctx.device),
             checkpoint.load_tokenizer(),
             [*tasks.names, *self.harness_tasks],
-            include_path=place_tasks(tasks, ctx.progress_dir),
+            include_path=tasks.place(ctx.progress_dir),
             include_defaults=bool(self.harness_tasks),
             batch_size=self.micro_batch_size,
             max_length=self.max_length,
             limit=self.limit,
             progress=lambda done, total: ctx.progress(done, total, "context"),
         )
-        write_rows(ctx.workdir / "predictions.jsonl", results.rows)
-        subject = {"checkpoint": checkpoint.label, "history": checkpoint.history}
-        write_json(ctx.workdir / "subject.json", subject)
+        Predictions.write(ctx.workdir, results.rows, checkpoint)
         write_json(
             ctx.workdir / "versions.json",
             {"lm-eval": version("lm-eval"), "tasks": results.versions},
         )
         return dict(results.metrics)
-
-
-def place_tasks(tasks: Tasks, folder: Path) -> Path:
-    """Write the tasks' YAML files to `folder`, with the paths that are known only now; `folder`."""
-    cache = (folder / "datasets").resolve()
-    for name in tasks.names:
-        text = (tasks.path / f"{name}.yaml").read_text(encoding="utf-8")
-        items = (tasks.path / f"{name}.jsonl").resolve()
-        filled = text.replace("{items}", str(items)).replace("{cache}", str(cache))
-        (folder / f"{name}.yaml").write_text(filled, encoding="utf-8")
-    return folder

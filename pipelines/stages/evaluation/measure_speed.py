@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -10,7 +9,6 @@ from effllm.modules.ranges import Dtype, PositiveInt
 from effllm.pipelines.artifacts.checkpoints import Checkpoint
 from effllm.pipelines.artifacts.data import Windows
 from effllm.pipelines.artifacts.measured import Speeds
-from effllm.pipelines.files import write_json, write_rows
 from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
 
 if TYPE_CHECKING:
@@ -19,11 +17,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class MeasureSpeed(Stage):
-    """Seconds to the first token of a prompt, and of decoding behind it.
+    """Seconds to the first token of a prompt, and of decoding after it.
 
     Args:
         prompt_tokens: length of the prompts.
-        new_tokens: decoded behind each.
+        new_tokens: decoded after each.
         repeats: rounds in which every model takes its turn; one more warms up.
         dtype: of all models.
         fast: take the fastest path of this machine, the same for all models.
@@ -43,6 +41,7 @@ class MeasureSpeed(Stage):
         """`speeds.jsonl`: one row per model and round; `models.json`: their histories."""
         from effllm.modules.inference.fast_path import speed_up
         from effllm.modules.inference.runner import ModelRunner
+        from effllm.modules.timing import taking_turns
 
         dense = ctx.input("dense", Checkpoint)
         dense.require_context(self.prompt_tokens + self.new_tokens, "prompt_tokens + new_tokens")
@@ -62,19 +61,14 @@ class MeasureSpeed(Stage):
             # The text goes round where it is too short for a prompt of its own each time.
             start = number * self.prompt_tokens
             prompt = [text[(start + i) % len(text)] for i in range(self.prompt_tokens)]
-            turn = number % len(labels)
             rows += [
                 {"set": label, "id": number, **self._measure(runners[label], prompt)}
-                for label in [*labels[turn:], *labels[:turn]]
+                for label in taking_turns(labels, number)
             ]
             ctx.save_rows(rows)
             ctx.progress(number, self.repeats, "round")
         rows = [row for row in rows if row["id"]]  # the first round warms up
-        write_rows(ctx.workdir / "speeds.jsonl", rows)
-        write_json(
-            ctx.workdir / "models.json",
-            {"dense": dense.label, "models": {k: v.history for k, v in checkpoints.items()}},
-        )
+        Speeds.write(ctx.workdir, rows, dense, checkpoints.values())
         taken = ", ".join(sorted(set(paths.values())))
         return {"models": len(labels), "fast_paths": taken, "rounds": self.repeats}
 
@@ -82,15 +76,17 @@ class MeasureSpeed(Stage):
         """Prefill and greedy decoding of one prompt; a pruned model may do nothing but repeat."""
         from effllm.modules.evaluation.generations import distinct_share, longest_repeat
         from effllm.modules.inference.choice import best_tokens
+        from effllm.modules.timing import now
 
         runner.reset()
-        started = time.perf_counter()
+        device = runner.model.device
+        started = now(device)
         token = best_tokens(runner.advance(prompt, rows=1))[0]
-        first = time.perf_counter()
+        first = now(device)
         written = [token]
         for _ in range(self.new_tokens):
             written += best_tokens(runner.advance([written[-1]]))
-        done = time.perf_counter()
+        done = now(device)
         runner.reset()
         return {
             "distinct": distinct_share(written),

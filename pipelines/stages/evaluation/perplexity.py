@@ -9,7 +9,6 @@ from effllm.modules.ranges import Dtype, PositiveInt
 from effllm.pipelines.artifacts.checkpoints import Checkpoint
 from effllm.pipelines.artifacts.data import Windows
 from effllm.pipelines.artifacts.measured import Predictions
-from effllm.pipelines.files import write_json, write_rows
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 
 
@@ -53,9 +52,7 @@ class Perplexity(Stage):
                 )
             metrics[f"{role}/{windows.protocol}/ppl"] = perplexity(nll)
             rows += windows.rows(role, "nll", nll)
-        write_rows(ctx.workdir / "predictions.jsonl", rows)
-        subject = {"checkpoint": checkpoint.label, "history": checkpoint.history}
-        write_json(ctx.workdir / "subject.json", subject)
+        Predictions.write(ctx.workdir, rows, checkpoint)
         return metrics
 
 

@@ -9,7 +9,6 @@ from effllm.modules.ranges import Dtype, PositiveInt
 from effllm.pipelines.artifacts.checkpoints import Checkpoint
 from effllm.pipelines.artifacts.data import Windows
 from effllm.pipelines.artifacts.statistics import TeacherRecord
-from effllm.pipelines.files import write_json
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 
 if TYPE_CHECKING:
@@ -35,9 +34,6 @@ class RecordTeacher(Stage):
 
     def run(self, ctx: StageContext) -> Metrics:
         """`teacher.safetensors` and `teacher.json`."""
-        import torch
-        from safetensors.torch import save_file
-
         from effllm.modules.evaluation.divergence import record_teacher
 
         windows = ctx.input("windows", Windows).token_ids()
@@ -48,11 +44,8 @@ class RecordTeacher(Stage):
             top_k=self.top_k,
             progress=lambda done: ctx.progress(done, len(windows), "window"),
         )
-        tensors = {"log_probs": torch.stack([one.log_probs for one in teachers])}
-        ids = [one.ids for one in teachers if one.ids is not None]
-        if ids:
-            tensors["ids"] = torch.stack(ids)
-        save_file(tensors, ctx.workdir / "teacher.safetensors")
-        kind = teachers[0].kind
-        write_json(ctx.workdir / "teacher.json", {"kind": kind})
-        return {"kind": kind, "tokens_per_position": int(tensors["log_probs"].shape[-1])}
+        TeacherRecord.write(ctx.workdir, teachers)
+        return {
+            "kind": teachers[0].kind,
+            "tokens_per_position": teachers[0].log_probs.shape[-1],
+        }

@@ -10,7 +10,7 @@ from effllm.modules.errors import ArtifactError, DataError
 from effllm.modules.ranges import Dtype, PositiveInt
 from effllm.pipelines.artifacts.checkpoints import Checkpoint
 from effllm.pipelines.artifacts.decoding import Traces
-from effllm.pipelines.artifacts.heads import HiddenStates, describe_target, write_target
+from effllm.pipelines.artifacts.heads import HiddenStates, describe_target
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 
 
@@ -88,7 +88,7 @@ class CacheHiddenStates(Stage):
             ctx.keep_progress(name, f"{name}.safetensors")
             ctx.progress(number + 1, len(shards), "shard")
         about = describe_target(checkpoint) | {"dtype": self.dtype}
-        write_target(ctx.workdir, model, weights, about)
+        HiddenStates.write(ctx.workdir, model, weights, about)
         return {
             "texts": len(texts),
             "tokens": sum(map(len, texts)),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from effllm.modules.ranges import NonEmpty, PositiveInt
-from effllm.pipelines.artifacts.heads import Heads, HeadScores, HiddenStates, write_scores
+from effllm.pipelines.artifacts.heads import Heads, HeadScores, HiddenStates
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 
 
@@ -61,7 +61,7 @@ class EvaluateHeads(Stage):
                     },
                 }
             )
-        write_scores(ctx.workdir, heads.about, trees, rows)
+        HeadScores.write(ctx.workdir, heads.about, trees, rows)
         known = ranks < len(token_ids)
         return {
             **{f"test/{key}": value for key, value in accuracies(ranks).items()},

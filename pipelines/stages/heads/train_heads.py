@@ -15,7 +15,7 @@ from effllm.modules.ranges import (
     Seed,
     Share,
 )
-from effllm.pipelines.artifacts.heads import Heads, HiddenStates, write_heads, write_ranks
+from effllm.pipelines.artifacts.heads import Heads, HiddenStates
 from effllm.pipelines.stage import Metrics, StageContext
 from effllm.pipelines.stages.training import TrainingStage, unread
 
@@ -115,8 +115,7 @@ class TrainHeads(TrainingStage):
         )
         drafter.to(ctx.device).eval()
         ranks, owners = true_ranks(drafter, target.to(ctx.device), judged, ctx.device)
-        write_ranks(ctx.workdir, ranks, owners)
-        write_heads(ctx.workdir, states, self.drafter, drafter, target)
+        Heads.write(ctx.workdir, states, self.drafter, drafter, target, (ranks, owners))
         return {
             **{f"heldout/{key}": value for key, value in accuracies(ranks).items()},
             "heldout/positions": len(ranks),

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypedDict
@@ -13,9 +12,9 @@ from effllm.modules.ranges import Dtype, NonEmpty, PositiveInt
 from effllm.pipelines.artifacts.checkpoints import Checkpoint
 from effllm.pipelines.artifacts.data import Corpus
 from effllm.pipelines.artifacts.measured import Predictions
-from effllm.pipelines.files import write_json, write_rows
+from effllm.pipelines.files import write_json
 from effllm.pipelines.stage import Metrics, Stage, StageContext
-from effllm.pipelines.stages.kvcache.evaluate_cache import describe
+from effllm.pipelines.stages.described import describe
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +41,7 @@ class CompressedArm(TypedDict):
 
 @dataclass(frozen=True, kw_only=True)
 class CacheBench(Stage):
-    """All arms behind the same prompt; the order turns with every repeat.
+    """All arms after the same prompt; the order turns with every repeat.
 
     Args:
         arms: name -> `{method, reading}`; a null method is transformers' dynamic cache, read by its
@@ -89,9 +88,7 @@ class CacheBench(Stage):
                 rows += self._measure(model, tokens[:, :length])
                 ctx.save_rows(rows)
             ctx.progress(number, len(self.lengths), "length")
-        write_rows(ctx.workdir / "predictions.jsonl", rows)
-        subject = {"checkpoint": checkpoint.label, "history": checkpoint.history}
-        write_json(ctx.workdir / "subject.json", subject)
+        Predictions.write(ctx.workdir, rows, checkpoint)
         write_json(
             ctx.workdir / "arms.json",
             {
@@ -108,19 +105,20 @@ class CacheBench(Stage):
     def _measure(self, model: PreTrainedModel, prompt: torch.Tensor) -> list[dict[str, Any]]:
         """Rows of one length.
 
-        Prompts are read twice in turns, plainly and with packing; the packed caches of the other
-        repeats are made from one dense cache, and every repeat decodes on a fresh copy.
+        Prompts are read twice; every repeat decodes after the second reading's cache, which then
+        forgets the steps.
         """
+        from effllm.modules.timing import taking_turns
+
         names = list(self.arms)
         prefill: dict[str, list[float]] = {name: [] for name in names}
         rows, caches = [], {}
         for repeat in range(min(self.repeats, 2)):
-            for name in names[repeat % 2 :: 1] + names[: repeat % 2]:
+            for name in taking_turns(names, repeat):
                 caches[name], seconds = self._read(model, prompt, name)
                 prefill[name].append(seconds)
         for repeat in range(self.repeats + 1):
-            turn = repeat % len(names)
-            for name in [*names[turn:], *names[:turn]]:
+            for name in taking_turns(names, repeat):
                 seconds = self._decode(model, caches[name], prompt, name)
                 if repeat:
                     rows.append(
@@ -140,6 +138,7 @@ class CacheBench(Stage):
         from transformers.cache_utils import DynamicCache
 
         from effllm.modules.kvcache.cache import CompressedCache
+        from effllm.modules.timing import seconds_of
 
         method = self.arms[name]["method"]
         cache: Cache
@@ -152,7 +151,7 @@ class CacheBench(Stage):
             model(input_ids=prompt, past_key_values=cache, logits_to_keep=1)
 
         with torch.no_grad(), self._attending(model, name):
-            return cache, _seconds(model, work)
+            return cache, seconds_of(work, model.device)
 
     def _attending(self, model: PreTrainedModel, name: str) -> AbstractContextManager[None]:
         """The attention function of an arm."""
@@ -170,12 +169,14 @@ class CacheBench(Stage):
         """Seconds of some steps of one token; they are forgotten afterwards."""
         import torch
 
+        from effllm.modules.timing import seconds_of
+
         def work() -> None:
             for step in range(self.steps):
                 model(input_ids=prompt[:, step : step + 1], past_key_values=cache)
 
         with torch.no_grad(), self._attending(model, name):
-            seconds = _seconds(model, work)
+            seconds = seconds_of(work, model.device)
         cache.crop(-self.steps)
         return seconds
 
@@ -190,17 +191,3 @@ def _held(cache: Cache) -> int:
     return stored_bytes(
         state for layer in layers for state in (layer.keys, layer.values) if state is not None
     )
-
-
-def _seconds(model: PreTrainedModel, work: Callable[[], None]) -> float:
-    import torch
-
-    def finish() -> None:
-        if model.device.type == "cuda":
-            torch.cuda.synchronize(model.device)
-
-    finish()
-    started = time.perf_counter()
-    work()
-    finish()
-    return time.perf_counter() - started

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass, is_dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from effllm.modules.errors import ConfigError
@@ -11,8 +10,9 @@ from effllm.modules.ranges import Dtype, PositiveInt, Word
 from effllm.pipelines.artifacts.checkpoints import Checkpoint
 from effllm.pipelines.artifacts.data import LongPrompts, Windows
 from effllm.pipelines.artifacts.measured import Predictions
-from effllm.pipelines.files import write_json, write_rows
+from effllm.pipelines.files import write_json
 from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
+from effllm.pipelines.stages.described import describe
 
 if TYPE_CHECKING:
     import torch
@@ -84,11 +84,7 @@ class EvaluateCache(Stage):
                 {"kept": self._kept(model, texts[0].to(ctx.device))},
                 ctx.workdir / "kept.safetensors",
             )
-        write_rows(ctx.workdir / "predictions.jsonl", rows)
-        write_json(
-            ctx.workdir / "subject.json",
-            {"checkpoint": checkpoint.label, "history": checkpoint.history},
-        )
+        Predictions.write(ctx.workdir, rows, checkpoint)
         write_json(
             ctx.workdir / "arms.json",
             {
@@ -152,7 +148,7 @@ class EvaluateCache(Stage):
                     "context_tokens": context.shape[1],
                     "bytes": sum(stored.values()),
                     "stored": stored,
-                    **dataclasses.asdict(found),
+                    **asdict(found),
                 }
             )
         return rows
@@ -206,11 +202,3 @@ class EvaluateCache(Stage):
         layer = cache.compressible[len(cache.layers) // 2].compressed(self.arms[self.picture])
         assert layer.past is not None
         return unpack_flags(layer.past[0].rows["mask"][0, 0], layer.past[0].channels).contiguous()
-
-
-def describe(part: Any) -> Any:
-    """Class and settings of a built object, as plain data."""
-    if not is_dataclass(part):
-        return part
-    fields = {field.name: describe(getattr(part, field.name)) for field in dataclasses.fields(part)}
-    return {"class": type(part).__name__, **fields}

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from effllm.modules.errors import ConfigError, NumericalError
 from effllm.modules.ranges import Dtype, PositiveFloat, PositiveInt
-from effllm.pipelines.artifacts.checkpoints import Checkpoint, write_checkpoint
+from effllm.pipelines.artifacts.checkpoints import Checkpoint
 from effllm.pipelines.artifacts.data import Windows
 from effllm.pipelines.artifacts.permutation import Permutation
 from effllm.pipelines.stage import Metrics, Stage, StageContext
@@ -63,7 +63,7 @@ class FoldPermutation(Stage):
             for name, mask in (checkpoint.masks() if pruned else {}).items()
         }
         step = {"stage": "fold_permutation", "permutation": permutation.about}
-        write_checkpoint(
+        Checkpoint.write(
             ctx.workdir,
             model.to(getattr(torch, self.dtype)),
             checkpoint.load_tokenizer(),

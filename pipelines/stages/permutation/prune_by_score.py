@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from effllm.modules.errors import ConfigError
 from effllm.modules.ranges import Dtype
-from effllm.pipelines.artifacts.checkpoints import Checkpoint, write_checkpoint
+from effllm.pipelines.artifacts.checkpoints import Checkpoint
 from effllm.pipelines.artifacts.permutation import Permutation
 from effllm.pipelines.artifacts.statistics import Grams
 from effllm.pipelines.stage import Metrics, Stage, StageContext
@@ -66,7 +66,7 @@ class PruneByScore(Stage):
             "scores": "dense",
             "permutation": permutation.about,
         }
-        write_checkpoint(
+        Checkpoint.write(
             ctx.workdir,
             model.to(getattr(torch, self.dtype)),
             checkpoint.load_tokenizer(),

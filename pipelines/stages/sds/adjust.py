@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from effllm.modules.ranges import Dtype
-from effllm.pipelines.artifacts.checkpoints import Checkpoint, write_checkpoint
+from effllm.pipelines.artifacts.checkpoints import Checkpoint
 from effllm.pipelines.artifacts.statistics import Grams
 from effllm.pipelines.stage import Metrics, Stage, StageContext
-from effllm.pipelines.stages.blockwise import block_name, named_layer
+from effllm.pipelines.stages.blockwise import blocks_left, install, named_layer, save_block
 
 if TYPE_CHECKING:
     from effllm.modules.sds.adjust import HardThresholding
@@ -53,52 +53,41 @@ class Adjust(Stage):
         layers, masks = prunable_layers(model), pruned.masks()
         grams = ctx.input("gram", Grams)
         blocks = 1 + max(int(name.partition(".")[0]) for name in layers)
-        for index in range(blocks):
-            if ctx.load_progress(block_name(index)) is None:
-                solved = {}
-                for name, at in coordinates_by_layer(
-                    grams.block(index), self.solver.space, ctx.device
-                ).items():
-                    key = f"{index}.{name}"
-                    with named_layer(index, name):
-                        found = self.solver.solve(
-                            originals[key].read().to(ctx.device),
-                            layers[key].read().to(ctx.device),
-                            masks[key].to(ctx.device),
-                            at,
-                            self.pattern,
-                            self.pruner.scope,
-                        )
-                    solved[f"weight/{name}"] = found.weight.cpu()
-                    solved[f"mask/{name}"] = found.mask.cpu()
-                    solved[f"steps/{name}"] = torch.tensor(found.steps)
-                ctx.save_progress(block_name(index), solved)
-            ctx.progress(index + 1, blocks, "block")
-        adjusted, steps, same, kept = {}, [], 0, 0
-        for index in range(blocks):
-            stored = ctx.load_progress(block_name(index))
-            assert stored is not None
-            for key, value in stored.items():
-                kind, _, name = key.partition("/")
-                layer = f"{index}.{name}"
-                if kind == "weight":
-                    layers[layer].write(value)
-                elif kind == "mask":
-                    adjusted[layer] = value
-                    same += int((value & masks[layer]).sum())
-                    kept += int(value.sum())
-                else:
-                    steps.append(int(value))
+        for index in blocks_left(ctx, blocks):
+            solved = {}
+            coordinates = coordinates_by_layer(grams.block(index), self.solver.space, ctx.device)
+            for name, at in coordinates.items():
+                key = f"{index}.{name}"
+                with named_layer(index, name):
+                    solved[name] = self.solver.solve(
+                        originals[key].read().to(ctx.device),
+                        layers[key].read().to(ctx.device),
+                        masks[key].to(ctx.device),
+                        at,
+                        self.pattern,
+                        self.pruner.scope,
+                    )
+            save_block(
+                ctx,
+                index,
+                weight={name: layer.weight for name, layer in solved.items()},
+                mask={name: layer.mask for name, layer in solved.items()},
+                steps={name: torch.tensor(layer.steps) for name, layer in solved.items()},
+            )
+        found = install(ctx, layers, blocks)
+        adjusted, steps = found["mask"], [int(count) for count in found["steps"].values()]
         step = {
             "stage": "adjust",
             "steps": self.solver.steps,
             "refit_steps": self.solver.refit_steps,
             "space": self.solver.space,
         }
-        write_checkpoint(
+        Checkpoint.write(
             ctx.workdir, model, pruned.load_tokenizer(), [*pruned.history, step], adjusted
         )
         total = sum(mask.numel() for mask in adjusted.values())
+        kept = sum(int(mask.sum()) for mask in adjusted.values())
+        same = sum(int((mask & masks[name]).sum()) for name, mask in adjusted.items())
         return {
             "sparsity": 1 - kept / total,
             "mask_overlap": same / kept if kept else 1.0,

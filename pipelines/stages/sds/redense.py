@@ -6,11 +6,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from effllm.modules.ranges import Dtype, NonNegativeFloat, PositiveInt, Seed
-from effllm.pipelines.artifacts.checkpoints import Checkpoint, write_checkpoint
+from effllm.pipelines.artifacts.checkpoints import Checkpoint
 from effllm.pipelines.artifacts.data import Windows
 from effllm.pipelines.artifacts.statistics import Grams
 from effllm.pipelines.stage import Metrics, Stage, StageContext
-from effllm.pipelines.stages.blockwise import block_name, named_layer, resume_stream, save_stream
+from effllm.pipelines.stages.blockwise import (
+    block_name,
+    blocks_left,
+    install,
+    named_layer,
+    resume_stream,
+    save_block,
+    save_stream,
+)
 from effllm.pipelines.stages.training import TrainingStage
 
 if TYPE_CHECKING:
@@ -46,18 +54,16 @@ class Redense(Stage):
         model = ctx.input("start", Checkpoint).load_model(self.dtype)  # no forward pass
         grams = ctx.input("gram", Grams)
         originals, starts = _layers_by_block(_load_original(ctx)), _layers_by_block(model)
-        for index, (original, start) in enumerate(zip(originals, starts, strict=True)):
-            if ctx.load_progress(block_name(index)) is None:
-                layers = coordinates_by_layer(grams.block(index), self.solver.space, ctx.device)
-                solved = {}
-                for name, at in layers.items():
-                    pair = original[name].to(ctx.device), start[name].to(ctx.device)
-                    with named_layer(index, name):
-                        solved[name] = self.solver.solve(*pair, at).cpu()
-                ctx.save_progress(block_name(index), solved)
-            ctx.progress(index + 1, len(originals), "block")
-        inputs = grams.read_json("subject.json")["checkpoint"]
-        return _finish(ctx, model, self.solver, _input_kind(ctx, inputs))
+        for index in blocks_left(ctx, len(originals)):
+            layers = coordinates_by_layer(grams.block(index), self.solver.space, ctx.device)
+            solved = {}
+            for name, at in layers.items():
+                original = originals[index][name].to(ctx.device)
+                start = starts[index][name].to(ctx.device)
+                with named_layer(index, name):
+                    solved[name] = self.solver.solve(original, start, at)
+            save_block(ctx, index, weight=solved)
+        return _finish(ctx, model, self.solver, _input_kind(ctx, grams.subject))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +104,7 @@ class RedenseSequential(Stage):
                     solved[layer.name] = self.solver.solve(original, start, grams[layer.name]).cpu()
                 layer.write(solved[layer.name])
             stream.advance()
-            ctx.save_progress(block_name(index), solved)
+            save_block(ctx, index, weight=solved)
             save_stream(ctx, stream)
         return _finish(ctx, model, self.solver, "distilled")
 
@@ -165,7 +171,7 @@ class RedenseFromActivations(TrainingStage):
                 batch_size=self.batch_tokens,
                 seed=int(ctx.generator(f"block {index}").initial_seed() % 2**31),
             )
-            ctx.save_progress(block_name(index), {k: v.cpu() for k, v in module.result().items()})
+            save_block(ctx, index, weight=module.result())
             save_stream(ctx, stream)
         return _finish(ctx, model, self, "sparse")
 
@@ -195,13 +201,11 @@ def _input_kind(ctx: StageContext, subject: str) -> str:
 
 def _finish(ctx: StageContext, model: PreTrainedModel, solver: Any, inputs: str) -> Metrics:
     """Install the solved weights and write the checkpoint."""
+    from effllm.modules.modeling.blocks import decoder_blocks, prunable_layers
+
     dense, start = ctx.input("dense", Checkpoint), ctx.input("start", Checkpoint)
-    blocks = _layers_by_block(model)
-    for index, layers in enumerate(blocks):
-        solved = ctx.load_progress(block_name(index))
-        assert solved is not None
-        for name, weight in layers.items():
-            weight.copy_(solved[name])
+    blocks = len(decoder_blocks(model))
+    install(ctx, prunable_layers(model), blocks)
     step = {
         "stage": "redense",
         "inputs": inputs,
@@ -211,5 +215,5 @@ def _finish(ctx: StageContext, model: PreTrainedModel, solver: Any, inputs: str)
         "steps": getattr(solver, "steps", None) or getattr(solver, "epochs", None),
         "accelerated": getattr(solver, "accelerated", False),
     }
-    write_checkpoint(ctx.workdir, model, start.load_tokenizer(), [*start.history, step])
-    return {"blocks": len(blocks), "inputs": inputs}
+    Checkpoint.write(ctx.workdir, model, start.load_tokenizer(), [*start.history, step])
+    return {"blocks": blocks, "inputs": inputs}

@@ -5,9 +5,9 @@ from typing import ClassVar, Literal
 
 from effllm.pipelines.artifacts.checkpoints import Checkpoint
 from effllm.pipelines.artifacts.measured import Predictions
+from effllm.pipelines.artifacts.statistics import GRAM_FOLDER
 from effllm.pipelines.files import link_or_copy
 from effllm.pipelines.stage import Metrics, Stage, StageContext
-from effllm.pipelines.stages.sparsity.prune import GRAM_FOLDER
 
 
 @dataclass(frozen=True, kw_only=True)

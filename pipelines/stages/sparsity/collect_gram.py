@@ -7,9 +7,13 @@ from effllm.modules.ranges import Dtype, PositiveInt
 from effllm.pipelines.artifacts.checkpoints import Checkpoint
 from effllm.pipelines.artifacts.data import Windows
 from effllm.pipelines.artifacts.statistics import Grams
-from effllm.pipelines.files import write_json
 from effllm.pipelines.stage import Metrics, Stage, StageContext
-from effllm.pipelines.stages.blockwise import block_name, resume_stream, save_stream
+from effllm.pipelines.stages.blockwise import (
+    gram_files,
+    gram_name,
+    resume_stream,
+    save_stream,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +44,8 @@ class CollectGram(Stage):
         for index in range(resume_stream(ctx, stream), len(stream.blocks)):
             leaders = [group[0] for group in stream.groups()]
             grams = stream.collect(Gram, advance=True)
-            ctx.save_progress(block_name(index), {name: grams[name].cpu() for name in leaders})
+            ctx.save_progress(gram_name(index), {name: grams[name].cpu() for name in leaders})
             save_stream(ctx, stream)
-        for index in range(len(stream.blocks)):
-            ctx.keep_progress(block_name(index), f"{block_name(index)}.safetensors")
-        write_json(ctx.workdir / "groups.json", stream.all_groups())
-        write_json(ctx.workdir / "subject.json", {"checkpoint": checkpoint.label})
+        files = gram_files(ctx, len(stream.blocks))
+        Grams.write(ctx.workdir, files, stream.all_groups(), checkpoint)
         return {"tokens": windows.numel(), "blocks": len(stream.blocks)}

@@ -7,7 +7,7 @@ from effllm.modules.ranges import PositiveInt
 from effllm.pipelines.artifacts.checkpoints import Checkpoint
 from effllm.pipelines.artifacts.measured import Predictions
 from effllm.pipelines.artifacts.statistics import Grams
-from effllm.pipelines.files import write_json, write_rows
+from effllm.pipelines.files import write_json
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 
 
@@ -52,9 +52,7 @@ class CompareLayers(Stage):
         write_json(
             ctx.workdir / "histogram.json", {"layer": drawn, "limit": limit, "counts": counts}
         )
-        write_rows(ctx.workdir / "predictions.jsonl", rows)
-        subject = {"checkpoint": checkpoint.label, "history": checkpoint.history}
-        write_json(ctx.workdir / "subject.json", subject)
+        Predictions.write(ctx.workdir, rows, checkpoint)
         return {
             f"mean_{name}": sum(row[name] for row in rows) / len(rows)
             for name in ("error", "sparsity", "near_zero")

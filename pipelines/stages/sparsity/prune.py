@@ -4,25 +4,25 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from effllm.modules.ranges import Dtype, PositiveInt
-from effllm.pipelines.artifacts.checkpoints import Checkpoint, write_checkpoint
+from effllm.pipelines.artifacts.checkpoints import Checkpoint
 from effllm.pipelines.artifacts.data import Windows
+from effllm.pipelines.artifacts.statistics import GRAM_FOLDER, Grams
 from effllm.pipelines.files import write_json
 from effllm.pipelines.stage import Metrics, Stage, StageContext
-from effllm.pipelines.stages.blockwise import block_name, resume_stream, save_stream
+from effllm.pipelines.stages.blockwise import (
+    gram_files,
+    gram_name,
+    install,
+    resume_stream,
+    save_block,
+    save_stream,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from effllm.modules.sparsity.patterns import Pattern
     from effllm.modules.sparsity.pruners import Pruner
-
-
-GRAM_FOLDER = "gram"
-
-
-def gram_name(index: int) -> str:
-    """Name of the progress file with a block's Gram matrices."""
-    return f"gram-{index:03d}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,39 +79,28 @@ class Prune(Stage):
                 keep_gram=self.keep_gram,
                 orders=orders and {name: orders[f"{index}.{name}"] for name in layers},
             )
-            weights = {f"weight/{name}": layer.read().cpu() for name, layer in layers.items()}
-            block_masks = {f"mask/{name}": mask.cpu() for name, mask in record.masks.items()}
-            numbers = {f"error/{name}": error for name, error in record.errors.items()}
-            numbers["damping"] = record.damping
-            scalars = {name: torch.tensor(value) for name, value in numbers.items()}
             if self.keep_gram:
                 grams = {name: record.grams[name].cpu() for name in leaders}
                 ctx.save_progress(gram_name(index), grams)
-            ctx.save_progress(block_name(index), {**weights, **block_masks, **scalars})
+            save_block(
+                ctx,
+                index,
+                weight={name: layer.read() for name, layer in layers.items()},
+                mask=record.masks,
+                error={name: torch.tensor(error) for name, error in record.errors.items()},
+                damping={"highest": torch.tensor(record.damping)},
+            )
             save_stream(ctx, stream)
 
         if self.keep_gram:
-            for index in range(count):
-                file = f"{GRAM_FOLDER}/{block_name(index)}.safetensors"
-                ctx.keep_progress(gram_name(index), file)
-            write_json(ctx.workdir / GRAM_FOLDER / "groups.json", stream.all_groups())
-        masks, dampings = {}, []
-        errors: dict[str, float] = {}
-        layers = prunable_layers(model)
-        for index in range(count):
-            stored = ctx.load_progress(block_name(index))
-            assert stored is not None
-            dampings.append(float(stored.pop("damping")))
-            for key, value in stored.items():
-                kind, _, name = key.partition("/")
-                if kind == "weight":
-                    layers[f"{index}.{name}"].write(value)
-                elif kind == "mask":
-                    masks[f"{index}.{name}"] = value
-                else:
-                    errors[f"{index}.{name}"] = float(value)
+            files = gram_files(ctx, count)
+            Grams.write(ctx.workdir / GRAM_FOLDER, files, stream.all_groups())
+        found = install(ctx, prunable_layers(model), count)
+        masks = found["mask"]
+        errors = {name: float(error) for name, error in found["error"].items()}
         usual = getattr(self.pruner, "damping", 0.0)
-        raised = [index for index, value in enumerate(dampings) if value > 1.5 * usual]
+        dampings = [float(damping) for damping in found["damping"].values()]
+        raised = [index for index, damping in enumerate(dampings) if damping > 1.5 * usual]
         if raised:
             ctx.warn(f"damping had to be raised in {len(raised)} blocks: {raised}")
         step = {
@@ -123,7 +112,7 @@ class Prune(Stage):
             **self._more_history(ctx),
         }
         tokenizer = checkpoint.load_tokenizer()
-        write_checkpoint(ctx.workdir, model, tokenizer, [*checkpoint.history, step], masks)
+        Checkpoint.write(ctx.workdir, model, tokenizer, [*checkpoint.history, step], masks)
         write_json(ctx.workdir / "layer_errors.json", errors)
         kept = sum(int(mask.sum()) for mask in masks.values())
         total = sum(mask.numel() for mask in masks.values())

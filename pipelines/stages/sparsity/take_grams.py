@@ -5,10 +5,8 @@ from typing import ClassVar
 
 from effllm.modules.errors import ArtifactError
 from effllm.pipelines.artifacts.checkpoints import Checkpoint
-from effllm.pipelines.artifacts.statistics import Grams
-from effllm.pipelines.files import link_or_copy, write_json
+from effllm.pipelines.artifacts.statistics import GRAM_FOLDER, Grams
 from effllm.pipelines.stage import Metrics, Stage, StageContext
-from effllm.pipelines.stages.sparsity.prune import GRAM_FOLDER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,14 +19,12 @@ class TakeGrams(Stage):
     def run(self, ctx: StageContext) -> Metrics:
         """Link the files; nothing is computed."""
         checkpoint = ctx.input("model", Checkpoint)
-        folder = checkpoint.path / GRAM_FOLDER
-        if not folder.is_dir():
+        files = sorted((checkpoint.path / GRAM_FOLDER).glob("block-*"))
+        if not files:
             raise ArtifactError(
                 f"{checkpoint.label} holds no Gram matrices; prune with keep_gram=true, or use the "
                 "stage collect_gram"
             )
-        files = sorted(folder.iterdir())
-        for file in files:
-            link_or_copy(file, ctx.workdir / file.name)
-        write_json(ctx.workdir / "subject.json", {"checkpoint": checkpoint.label})
-        return {"blocks": len(files) - 1}
+        groups = checkpoint.read_json(f"{GRAM_FOLDER}/groups.json")
+        Grams.write(ctx.workdir, files, groups, checkpoint)
+        return {"blocks": len(files)}

@@ -10,7 +10,6 @@ from effllm.modules.ranges import Dtype, NonNegativeInt, PositiveInt, Ratio, See
 from effllm.pipelines.artifacts.checkpoints import Checkpoint
 from effllm.pipelines.artifacts.data import Windows
 from effllm.pipelines.artifacts.structural import Allocation, SupernetFiles
-from effllm.pipelines.files import write_json
 from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
 from effllm.pipelines.stages.blockwise import resume_stream, save_stream
 
@@ -56,7 +55,7 @@ class BuildSupernet(Stage):
         """One file per key matrix, and `supernet.json`."""
         from effllm.modules.calibration.stream import BlockStream
         from effllm.modules.structural.compact import compact_family
-        from effllm.modules.structural.supernet import REGISTRY, level_tensors, registry_row
+        from effllm.modules.structural.supernet import level_tensors, registry_row
         from effllm.modules.structural.units import sublayers
 
         model = ctx.input("model", Checkpoint).load_model(self.dtype, ctx.device)
@@ -95,7 +94,7 @@ class BuildSupernet(Stage):
         iteration = 1 + max(
             (one.iteration for one in ctx.input_list("centre", Allocation)), default=0
         )
-        write_json(ctx.workdir / REGISTRY, {"iteration": iteration, "sublayers": rows})
+        SupernetFiles.write(ctx.workdir, iteration, rows)
         metrics: Metrics = {
             "levels": sum(len(one) for one in removals.values()),
             "sublayers_with_raised_damping": len(raised),

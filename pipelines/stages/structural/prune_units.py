@@ -9,7 +9,7 @@ from effllm.modules.ranges import Dtype, PositiveInt, Ratio, Seed
 from effllm.pipelines.artifacts.checkpoints import Checkpoint
 from effllm.pipelines.artifacts.data import Windows
 from effllm.pipelines.stage import Metrics, Stage, StageContext
-from effllm.pipelines.stages.structural.export_compact import write_smaller
+from effllm.pipelines.stages.structural.smaller import write_smaller
 
 if TYPE_CHECKING:
     from effllm.modules.structural.baselines import StructuralBaseline

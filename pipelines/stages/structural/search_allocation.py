@@ -12,7 +12,7 @@ from effllm.modules.ranges import Dtype, PositiveInt, Seed
 from effllm.pipelines.artifacts.checkpoints import Checkpoint
 from effllm.pipelines.artifacts.data import Windows
 from effllm.pipelines.artifacts.structural import Allocation, SupernetFiles
-from effllm.pipelines.files import replace_synced, write_json, write_rows
+from effllm.pipelines.files import replace_synced, write_json
 from effllm.pipelines.stage import Metrics, Stage, StageContext
 
 if TYPE_CHECKING:
@@ -116,14 +116,10 @@ class SearchAllocation(Stage):
         # What an interruption changes, counts and times, is no part of the result.
         effort = ("seconds", "effort")
         history = [{k: v for k, v in row.items() if k not in effort} for row in rows]
-        write_rows(ctx.workdir / "history.jsonl", history)
         removed = dict(
             zip((one.name for one in supernet.layers), space.removed(parent), strict=True)
         )
-        write_json(
-            ctx.workdir / "allocation.json",
-            {"supernet": supernet.label, "iteration": supernet.iteration, "removed": removed},
-        )
+        Allocation.write(ctx.workdir, supernet, removed, history)
         done, full, remembered = (sum(row["effort"][one] for row in rows) for one in range(3))
         return {
             "generations": len(rows),

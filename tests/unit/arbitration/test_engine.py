@@ -9,7 +9,7 @@ from effllm.modules.arbitration.observations import TokenClasses
 from effllm.modules.arbitration.problems import Problem
 from effllm.modules.arbitration.rules import ALWAYS, NEVER
 from effllm.modules.arbitration.stepping import ModelStepper
-from effllm.modules.decoding.early_exit import first_layers
+from effllm.modules.decoding.drafts import first_layers
 from effllm.modules.decoding.proposers.base import Nothing
 from effllm.modules.decoding.session import Session
 from effllm.modules.decoding.verifiers.exact import Exact

@@ -4,7 +4,7 @@ import pytest
 import torch
 from families import CONFIGS, family_model
 
-from effllm.modules.decoding.early_exit import first_layers
+from effllm.modules.decoding.drafts import first_layers
 from effllm.modules.decoding.proposers.base import Nothing
 from effllm.modules.decoding.proposers.draft import DraftModel
 from effllm.modules.decoding.proposers.draft_tree import DraftTree

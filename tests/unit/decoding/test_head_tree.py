@@ -5,7 +5,8 @@ import torch
 from compiled import needs_compiler
 from toy_heads import random_texts
 
-from effllm.modules.decoding.joining import join_session
+from effllm.modules.decoding.drafts import FirstLayers
+from effllm.modules.decoding.joining import Decoder
 from effllm.modules.decoding.proposers.base import Nothing
 from effllm.modules.decoding.proposers.head_tree import HeadTree
 from effllm.modules.decoding.sampling import Sampling
@@ -228,9 +229,11 @@ def test_heads_are_joined_with_their_target_and_judged_exactly_only(tiny_llama):
 
     heads, tokenizer = heads_of(tiny_llama, Amphista), byte_tokenizer()
     factory = partial(HeadTree, nodes=5)
-    session = join_session(factory, Exact(), tiny_llama, tokenizer, heads)
+    session = Decoder(factory, Exact(), heads).join(tiny_llama, tokenizer)
     assert len(session.proposer.tree) == 5
     rows, _ = frozen_weights(tiny_llama)
     assert torch.equal(session.proposer._target.embedding, rows)
     with pytest.raises(ConfigError, match="judges chains only"):
-        join_session(factory, Fly(), tiny_llama, tokenizer, heads)
+        Decoder(factory, Fly(), heads).join(tiny_llama, tokenizer)
+    with pytest.raises(ConfigError, match="HeadTree cannot draft with FirstLayers"):
+        Decoder(factory, Exact(), FirstLayers(1)).join(tiny_llama, tokenizer)

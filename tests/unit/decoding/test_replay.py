@@ -42,7 +42,7 @@ def random_rounds(count=120, seed=0):
         native = torch.rand(length, generator=random) < 0.7
         other = torch.randint(0, SIZE, (length,), generator=random)
         tokens = torch.where(native, logits[:-1].argmax(dim=-1), other).tolist()
-        if END in tokens:  # nothing is drafted behind an end
+        if END in tokens:  # nothing is drafted after an end
             tokens = tokens[: tokens.index(END) + 1]
         rounds.append((Block(tokens), logits[: len(tokens) + 1]))
     return rounds
@@ -149,7 +149,7 @@ def test_a_wider_window_or_a_higher_threshold_never_emits_more(check):
     assert table[0, 0].sum() > table[-1, 0].sum() and table[0, 0].sum() > table[0, -1].sum()
 
 
-def test_blocks_are_recorded_behind_the_first_mismatch(generator):
+def test_blocks_are_recorded_after_the_first_mismatch(generator):
     logits = torch.zeros(4, SIZE)
     for row, best in enumerate((3, 4, 5, 6)):
         logits[row, best] = 2.0

@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import MambaConfig, MambaForCausalLM, T5Config, T5ForConditionalGeneration
 
-from effllm.modules.decoding import library
-from effllm.modules.decoding.early_exit import first_layers
+from effllm.modules.decoding.drafts import first_layers
+from effllm.modules.decoding.library import LibrarySession
 from effllm.modules.decoding.proposers.base import Nothing
 from effllm.modules.decoding.proposers.draft import DraftModel, InnerLookup
 from effllm.modules.decoding.proposers.draft_tree import DraftTree
@@ -121,8 +121,8 @@ def test_transformers_arms_decode_the_same_law(tiny_llama):
     own = tiny_llama.generation_config
     plain = decode(tiny_llama, Nothing(), PROMPTS[2])
     for kind in ("plain", "lookup"):
-        tokens, _ = library.generate(tiny_llama, PROMPTS[2], 24, frozenset(), kind=kind)
-        assert tokens == plain.tokens
+        found = LibrarySession(tiny_llama, frozenset(), kind).decode(PROMPTS[2], 24)
+        assert found.tokens == plain.tokens and found.seconds > 0
     assert tiny_llama.generation_config is own
     assert by_generate(tiny_llama, PROMPTS[2]) != plain.tokens  # they would have told
 

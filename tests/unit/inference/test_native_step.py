@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from effllm.kernels import native
 from effllm.kernels.native import NoCompilerError, load_library
-from effllm.modules.decoding.early_exit import first_layers
+from effllm.modules.decoding.drafts import first_layers
 from effllm.modules.decoding.proposers.base import Nothing
 from effllm.modules.decoding.session import Session
 from effllm.modules.decoding.verifiers.exact import Exact

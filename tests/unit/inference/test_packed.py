@@ -4,7 +4,7 @@ import pytest
 import torch
 from processor import needs_bfloat16_kernels
 
-from effllm.modules.decoding.early_exit import first_layers
+from effllm.modules.decoding.drafts import first_layers
 from effllm.modules.inference.packed import PackedLinear, pack_linears
 from effllm.modules.inference.runner import ModelRunner
 from effllm.modules.modeling.tiny import tiny_model

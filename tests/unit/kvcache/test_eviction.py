@@ -5,19 +5,10 @@ from itertools import pairwise
 
 import pytest
 import torch
+from cache_methods import EVICTIONS, HALF
 
-from effllm.modules.kvcache.eviction import Budget, KeyNorm, Prefill, SnapKV, StreamingLLM, Tova
-from effllm.modules.kvcache.expected_attention import ExpectedAttention
-
-HALF = Budget(share=0.5)
-METHODS = [
-    StreamingLLM(budget=HALF),
-    SnapKV(budget=HALF, observed=4),
-    SnapKV(budget=HALF, observed=4, beta=20.0),
-    Tova(budget=HALF),
-    KeyNorm(budget=HALF),
-    ExpectedAttention(budget=HALF),
-]
+from effllm.modules.kvcache.eviction.base import Budget, Prefill
+from effllm.modules.kvcache.eviction.methods import KeyNorm, SnapKV, StreamingLLM, Tova
 
 
 def seen_of(tokens=20, window=8, valid=None, seed=0, layer=0, batch=1):
@@ -28,7 +19,7 @@ def seen_of(tokens=20, window=8, valid=None, seed=0, layer=0, batch=1):
     return Prefill(keys, values, queries, valid, 8**-0.5, layer, 2)
 
 
-@pytest.mark.parametrize("method", METHODS, ids=str)
+@pytest.mark.parametrize("method", EVICTIONS, ids=str)
 @pytest.mark.parametrize("tokens", [1, 2, 7, 20])
 def test_indices_are_ascending_different_and_as_many_as_the_budget(method, tokens):
     kept = [method.keep(seen_of(tokens, layer=layer)) for layer in (0, 1)]
@@ -75,7 +66,7 @@ def test_pyramid_budgets_of_the_specification():
     assert pyramid.count(7950, 0, 32) == 242 and pyramid.count(7950, 31, 32) == 14
 
 
-@pytest.mark.parametrize("method", METHODS, ids=str)
+@pytest.mark.parametrize("method", EVICTIONS, ids=str)
 def test_padding_goes_first(method):
     valid = torch.ones(2, 20, dtype=torch.bool)
     valid[1, :6] = False

@@ -7,8 +7,8 @@ import torch
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
 from effllm.modules.kvcache.agreement import read_prompt
-from effllm.modules.kvcache.eviction import Budget, Prefill
-from effllm.modules.kvcache.expected_attention import ExpectedAttention, rotated
+from effllm.modules.kvcache.eviction.base import Budget, Prefill
+from effllm.modules.kvcache.eviction.expected_attention import ExpectedAttention, rotated
 from effllm.modules.modeling.tiny import tiny_model
 
 HALF = Budget(share=0.5)

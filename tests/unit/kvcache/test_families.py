@@ -10,7 +10,7 @@ from effllm.modules.kvcache import attention
 from effllm.modules.kvcache.attention import attached
 from effllm.modules.kvcache.cache import CompressedCache
 from effllm.modules.kvcache.compression import Compression
-from effllm.modules.kvcache.formats import SparkKeys
+from effllm.modules.kvcache.formats.spark import SparkKeys
 
 OWN_ATTENTION = "does not go through transformers' attention functions"
 REFUSED = {

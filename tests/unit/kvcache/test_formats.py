@@ -6,34 +6,19 @@ import textwrap
 
 import pytest
 import torch
+from cache_methods import FORMATS
 
-from effllm.modules.kvcache.formats import Dense, SparkKeys
+from effllm.modules.kvcache.formats.integers import ChannelIntegers, TokenIntegers
+from effllm.modules.kvcache.formats.pruned_values import PrunedValues
+from effllm.modules.kvcache.formats.spark import SparkKeys
+from effllm.modules.kvcache.formats.think import ThinkKeys
 from effllm.modules.kvcache.quantisation import (
     dequantise_rows,
     pack_codes,
     quantise_rows,
     unpack_codes,
 )
-from effllm.modules.kvcache.rivals import ChannelIntegers, PrunedValues, ThinkKeys, TokenIntegers
 from effllm.modules.kvcache.segment import stored_bytes
-
-FORMATS = [
-    Dense(),
-    SparkKeys(ratio=0.5),
-    SparkKeys(ratio=0.8, centred=False),
-    SparkKeys(ratio=0.8, recovery="zero"),
-    SparkKeys(ratio=0.8, recovery="constant"),
-    SparkKeys(ratio=0.8, signed=False),
-    SparkKeys(ratio=0.8, bits=4),
-    SparkKeys(ratio=0.5, bits=8),
-    ThinkKeys(share=0.344),
-    PrunedValues(ratio=0.5),
-    TokenIntegers(bits=8),
-    TokenIntegers(bits=4),
-    TokenIntegers(bits=3),
-    ChannelIntegers(bits=4),
-    ChannelIntegers(bits=3, group=16),
-]
 
 
 def states_of(channels=64, tokens=96, dtype=torch.float16, seed=0, batch=2):
@@ -86,6 +71,19 @@ def test_any_run_of_tokens_can_be_rebuilt(form):
     assert whole.shape == states.shape
     for start, stop in ((0, 10), (31, 33), (40, 75), (74, 75)):
         assert torch.equal(form.decode(held, start, stop), whole[:, :, start:stop])
+
+
+@pytest.mark.parametrize("form", FORMATS, ids=str)
+def test_scores_and_mixtures_are_those_of_the_rebuilt_states(form):
+    """Over more than one block; the kernels' sums have another order."""
+    generator = torch.Generator().manual_seed(2)
+    states = states_of(channels=16, tokens=700, dtype=torch.float32)
+    held = form.encode(states, torch.rand(2, 3, 16, generator=generator))
+    whole = form.decode(held, 0, 700).float()
+    query = torch.randn(2, 3, 5, 16, generator=generator)
+    weights = torch.rand(2, 3, 5, 700, generator=generator).softmax(dim=-1)
+    torch.testing.assert_close(form.scores(held, query), query @ whole.mT, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(form.mixture(held, weights), weights @ whole, atol=1e-5, rtol=1e-5)
 
 
 # The importance of values looks at the other tokens of the segment.
@@ -168,7 +166,8 @@ def test_process_memory_falls_by_what_the_formula_says():
     code = """
         import ctypes, gc, sys
         import torch
-        from effllm.modules.kvcache.formats import Dense, SparkKeys
+        from effllm.modules.kvcache.formats.base import Dense
+        from effllm.modules.kvcache.formats.spark import SparkKeys
 
         def resident():
             gc.collect()

@@ -7,10 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from effllm.modules.kvcache.formats import SparkKeys
+from effllm.modules.kvcache.formats.spark import SparkKeys
+from effllm.modules.kvcache.formats.think import ThinkKeys
 from effllm.modules.kvcache.queries import channel_weight
 from effllm.modules.kvcache.recovery import channel_unit, sampled_magnitudes, token_gain
-from effllm.modules.kvcache.rivals import ThinkKeys
 from effllm.modules.kvcache.selection import (
     channels_for_share,
     grouped_channels,

@@ -14,15 +14,9 @@ from effllm.modules.inference import attention
 from effllm.modules.inference.fast_path import speed_up
 from effllm.modules.inference.runner import ModelRunner
 from effllm.modules.modeling.blocks import decoder_blocks
+from effllm.modules.modeling.checkpoints import load_any, load_tokenizer, save_code
 from effllm.modules.modeling.tiny import byte_tokenizer, tiny_model
-from effllm.modules.structural.compact import (
-    compact_model,
-    install,
-    load_any,
-    load_tokenizer,
-    save_code,
-    stock_model,
-)
+from effllm.modules.structural.compact import compact_model, install, stock_model
 from effllm.modules.structural.sizes import (
     cache_bytes_per_token,
     count_parameters,

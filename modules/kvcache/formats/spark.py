@@ -1,13 +1,8 @@
-"""Formats of stored keys and values: dense, and SparK's packed channels; others build on them.
-
-A format turns (B, Hkv, S, D) states into a `Segment` and back. `encode` may be given the head
-tensors of an earlier segment, so that later tokens are stored in the same terms and joined to it.
-"""
+"""SparK's packed keys: some channels of each token, a sign bit and a shared gain for the others."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +13,7 @@ from effllm.kernels.packed_keys import (
     packed_scores,
     unpack_rows_reference,
 )
+from effllm.modules.kvcache.formats.base import Dense, Format, Head
 from effllm.modules.kvcache.quantisation import dequantise_rows, quantise_rows, row_bytes
 from effllm.modules.kvcache.recovery import Recovery, channel_unit, token_gain
 from effllm.modules.kvcache.segment import Segment
@@ -26,58 +22,9 @@ from effllm.modules.ranges import PositiveInt, Ratio
 
 _CHUNK = 1024  # tokens packed at a time: bounds what the scores of channels take
 
-Head = dict[str, Tensor]
-
-
-class Format(Protocol):
-    """A way to store states."""
-
-    @property
-    def per_token(self) -> bool:
-        """Whether every stored row belongs to one token, so that tokens can be cut and joined."""
-
-    def encode(self, states: Tensor, weight: Tensor, head: Head | None = None) -> Segment:
-        """Store (B, Hkv, S, D) states; `weight` is that of `channel_weight`."""
-
-    def decode(self, segment: Segment, start: int, stop: int) -> Tensor:
-        """(B, Hkv, stop - start, D), float32 or the dtype that was stored."""
-
-    def row_bytes(self, channels: int, width: int) -> float:
-        """Bytes per token and head by formula; `width` bytes per dense number."""
-
-    def head_bytes(self, channels: int) -> int:
-        """Bytes per head that all its tokens share, by formula."""
-
 
 @dataclass(frozen=True, kw_only=True)
-class Dense:
-    """States as they are."""
-
-    @property
-    def per_token(self) -> bool:
-        """Yes."""
-        return True
-
-    def encode(self, states: Tensor, weight: Tensor, head: Head | None = None) -> Segment:
-        """A copy with storage of its own."""
-        copy = states.clone(memory_format=torch.contiguous_format)
-        return Segment(states.shape[2], states.shape[3], {"states": copy})
-
-    def decode(self, segment: Segment, start: int, stop: int) -> Tensor:
-        """A view."""
-        return segment.rows["states"][:, :, start:stop]
-
-    def row_bytes(self, channels: int, width: int) -> float:
-        """D numbers."""
-        return channels * width
-
-    def head_bytes(self, channels: int) -> int:
-        """None."""
-        return 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class SparkKeys:
+class SparkKeys(Format):
     """SparK: T channels per token as they are, one sign bit and a shared gain for the others.
 
     Args:
@@ -104,11 +51,6 @@ class SparkKeys:
 
     def __post_init__(self) -> None:
         kept_channels(64, self.ratio)  # refuses ratios outside [0, 1)
-
-    @property
-    def per_token(self) -> bool:
-        """Yes."""
-        return True
 
     @property
     def recovers(self) -> bool:
@@ -182,13 +124,10 @@ class SparkKeys:
             keys.add_(head["mean"].float().unsqueeze(2))
         return keys
 
-    def scores(self, segment: Segment, query: Tensor) -> Tensor | None:
-        """Q . k of (B, Hkv, G, D) queries with all keys, (B, Hkv, G, S) float32, not scaled.
-
-        None if these keys have to be decoded first.
-        """
+    def scores(self, segment: Segment, query: Tensor) -> Tensor:
+        """As of `Format`; packed keys with signs and gains are read as they are."""
         if not {"values", "sign", "gain"} <= segment.rows.keys():
-            return None
+            return super().scores(segment, query)
         rows, (batch, heads) = segment.rows, query.shape[:2]
         stored = (rows["values"], rows["mask"], rows["sign"], rows["gain"], segment.head["unit"])
         flat = packed_scores(query.flatten(0, 1), *(one.flatten(0, 1) for one in stored))

@@ -1,7 +1,7 @@
 """Which tokens future queries will attend to, if they are like those of the prompt.
 
 Queries before rotation are taken as draws of one normal law per head. The next queries are such
-draws, rotated to positions behind the prompt; under that law the expected exponential of a score
+draws, rotated to positions after the prompt; under that law the expected exponential of a score
 has a closed form, log E exp(q . k s) = s mu . k + s^2 k' Sigma k / 2.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from effllm.modules.kvcache.eviction import Budget, Prefill, highest
+from effllm.modules.kvcache.eviction.base import Budget, Eviction, Prefill, highest
 from effllm.modules.ranges import NonNegativeInt, PositiveInt
 
 _EVERY = 2**31 - 1  # more queries than any prompt has
@@ -19,14 +19,14 @@ _SAME = 0.01  # cosines of a pair differ by rounding, in bfloat16 by up to 2^-8
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExpectedAttention:
+class ExpectedAttention(Eviction):
     """The tokens with the largest expected attention times the norm of their value.
 
     Args:
         budget: tokens kept.
         sinks: first tokens, which always stay; their queries are left out, and attention is shared
             out among the others.
-        future: positions behind the prompt over which the rotation is averaged.
+        future: positions after the prompt over which the rotation is averaged.
 
     Source: kvpress's `ExpectedAttentionPress`, `expected_attention_press.py`.
     """
@@ -70,7 +70,7 @@ class ExpectedAttention:
         return score.softmax(dim=-1).nan_to_num(0.0).mean(dim=2)  # NaN: sinks alone
 
     def query_law(self, seen: Prefill) -> tuple[Tensor, Tensor]:
-        """(B, H, D) mean and (B, H, D, D) covariance of queries behind the prompt."""
+        """(B, H, D) mean and (B, H, D, D) covariance of queries after the prompt."""
         queries = seen.queries.float()
         ages = seen.ages()[:, -queries.shape[2] :]
         used = (ages >= self.sinks).float()
@@ -92,7 +92,7 @@ class ExpectedAttention:
         return mean, spread
 
     def _average_rotation(self, cosine: Tensor, sine: Tensor, channels: int) -> Tensor:
-        """(B, 1, D, D) mean rotation of the positions behind the prompt.
+        """(B, 1, D, D) mean rotation of the positions after the prompt.
 
         The angle of one step is that between the last two tokens.
         """

@@ -1,0 +1,1 @@
+"""Which tokens of a prompt stay in the cache: one budget, many ways to choose."""

@@ -1,0 +1,1 @@
+"""Formats of stored keys and values, a file each."""
