@@ -61,8 +61,8 @@ def fit(
     """Train to `epochs`, going on from the last checkpoint in `folder`.
 
     With several devices each takes its part of every batch, so that steps are the same. A strategy
-    that starts processes (`ddp_spawn`) leaves the trained weights in `module`; `log` and `progress`
-    then hear of it when it is over.
+    that starts processes (`ddp_spawn`) leaves the trained weights in `module`; `log` then hears of
+    all steps when they are over, and `progress` of none.
 
     Args:
         module: what is trained.

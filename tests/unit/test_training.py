@@ -1,6 +1,8 @@
 """Training: whole after an interruption, dealt out to devices, with Lightning's settings."""
 
 import csv
+import os
+import signal
 
 import lightning as L
 import pytest
@@ -41,6 +43,24 @@ def test_stopped_anywhere_it_ends_with_the_same_weights_and_curve(every, accumul
         # An epoch has four batches; within it there is a checkpoint every so many steps.
         kept = stop // 4 * 4 + stop % 4 // (every * accumulated) * every * accumulated
         assert again.seen == whole.seen[kept:]
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")  # of fork, from 3.12 on
+def test_killed_inside_an_epoch_it_ends_with_the_same_weights(tmp_path):
+    class Killed(Line):
+        def stop(self):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    whole = train(Line(), tmp_path / "whole")
+    folder = tmp_path / "killed"
+    child = os.fork()  # a process of its own dies without any clean-up
+    if child == 0:
+        train(Killed(7), folder, every_n_train_steps=2)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    again = train(Line(), folder, every_n_train_steps=2)
+    assert again.seen == whole.seen[6:] and torch.equal(again.slope, whole.slope)
+    assert (folder / "curve.csv").read_bytes() == (tmp_path / "whole/curve.csv").read_bytes()
 
 
 def test_a_training_that_is_over_is_only_read(tmp_path):
