@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from effllm.modules.evaluation.intervals import Interval
 from effllm.pipelines.artifacts.base import Artifact
 from effllm.pipelines.reports.page import Verdict
 from effllm.pipelines.reports.spark.figures import undominated
@@ -65,9 +64,10 @@ def verdicts(study: Study, answers: Study) -> dict[str, list[Verdict]]:
         claim = f"SparK is better than {than} at equal bytes"
         quality += _better(study, arm, other, claim, paper=paper)
         claim = f"SparK answers more than {than} at equal bytes"
-        answered += _answers(answers, arm, other, claim, paper=paper)
+        answered += _better(answers, arm, other, claim, paper=paper, on_text=False)
     quality += _better(study, "spark_80", "int4", "SparK is better than 4-bit keys")
-    answered += _answers(answers, "spark_80", "int4", "SparK answers more than 4-bit keys")
+    claim = "SparK answers more than 4-bit keys"
+    answered += _better(answers, "spark_80", "int4", claim, on_text=False)
     return {
         "Bytes": [verdict for arm in ("spark_50", "spark_80") for verdict in _smaller(study, arm)],
         "The loss": [
@@ -201,45 +201,22 @@ def _under(study: Study, answers: Study, arm: str, other: str, name: str) -> lis
 
 
 def _better(
-    study: Study, arm: str, other: str, claim: str, *, paper: bool = False
+    study: Study, arm: str, other: str, claim: str, *, paper: bool = False, on_text: bool = True
 ) -> list[Verdict]:
-    if not study.has(arm, other):
+    """Whether an arm has less KL, or answers more; open if it was allowed more bytes."""
+    score = study.score_change(arm, other) if study.has(arm, other) else None
+    if not study.has(arm, other) or (score is None and not on_text):
         return []
-    change, score = study.texts.change(arm, other, "kl"), study.score_change(arm, other)
-    ratio = study.bytes_ratio(arm, other)
-    evidence = f"KL {show(change, '+.4f')} nats at {ratio:.2f} of the bytes."
-    if score is not None:
-        evidence += f" Answers {show(score, '+.1%')} points."
+    points, ratio = show(score, "+.1%"), study.bytes_ratio(arm, other)
+    if score is None or on_text:
+        less = study.texts.change(arm, other, "kl")
+        evidence = f"KL {show(less, '+.4f')} nats at {ratio:.2f} of the bytes."
+        evidence += f" Answers {points} points." if points else ""
+    else:
+        less = 0 - score
+        evidence = f"{points} points of {study.prompted} prompts at {ratio:.2f} of the bytes."
     claim = f"{claim} ({study.title(arm)} against {study.title(other)})."
-    differs = conditions(study, arm, on_text=True)
-    return [_at_equal_bytes(claim, change, evidence, ratio, paper=paper, conditions=differs)]
-
-
-def _answers(
-    study: Study, arm: str, other: str, claim: str, *, paper: bool = False
-) -> list[Verdict]:
-    more = study.score_change(arm, other) if study.has(arm, other) else None
-    if more is None:
-        return []
-    ratio = study.bytes_ratio(arm, other)
-    evidence = (
-        f"{show(more, '+.1%')} points of {study.prompted} prompts at {ratio:.2f} of the bytes."
-    )
-    claim = f"{claim} ({study.title(arm)} against {study.title(other)})."
-    differs = conditions(study, arm)
-    return [_at_equal_bytes(claim, 0 - more, evidence, ratio, paper=paper, conditions=differs)]
-
-
-def _at_equal_bytes(
-    claim: str,
-    change: Interval,
-    evidence: str,
-    ratio: float,
-    *,
-    paper: bool,
-    conditions: tuple[str, ...],
-) -> Verdict:
-    """Whether a change is below zero; open if the arm was allowed `ratio` times the bytes."""
-    if change.high < 0 and ratio > _EQUAL:
-        return decide(claim, evidence, holds=False, fails=False)
-    return judge(claim, change, evidence, below=0, paper=paper, conditions=conditions)
+    if less.high < 0 and ratio > _EQUAL:
+        return [decide(claim, evidence, holds=False, fails=False)]
+    differs = conditions(study, arm, on_text=on_text)
+    return [judge(claim, less, evidence, below=0, paper=paper, conditions=differs)]
