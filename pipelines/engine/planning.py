@@ -6,14 +6,16 @@ wants its inputs. Nothing here touches a payload or imports torch.
 
 from __future__ import annotations
 
+import hashlib
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from effllm.modules.errors import ConfigError
+from effllm.pipelines.artifacts.checkpoints import Checkpoint
 from effllm.pipelines.engine.graph import ARTIFACT_PREFIX, Instance, suggest
-from effllm.pipelines.engine.identity import DIGEST_LENGTH
+from effllm.pipelines.engine.identity import DIGEST_LENGTH, canonical_json
 from effllm.pipelines.engine.store import Store
 
 
@@ -75,52 +77,85 @@ def stale_instances(instances: list[Instance], options: Options) -> set[str]:
     return {one.name for one in instances if one.digest in stale}
 
 
+@dataclass(frozen=True)
+class _Kin:
+    """What results of about the same work have in common.
+
+    Attributes:
+        alike: digest of stage, plain settings but the seed, and what is seen of the inputs.
+        models: where a checkpoint comes from, which is all that others see of it; else empty.
+    """
+
+    alike: str
+    models: frozenset[str]
+
+    @property
+    def seen(self) -> str:
+        """What stands for it in results that are made from it."""
+        return ",".join(sorted(self.models)) or self.alike
+
+
+def _kin(
+    stage: str,
+    kind: str,
+    sources: Mapping[str, Any],
+    config: Mapping[str, Any],
+    made_of: list[_Kin],
+) -> _Kin:
+    names = sorted(source["name"] for source in sources.values())
+    plain = {k: v for k, v in config.items() if k != "seed" and not isinstance(v, Mapping)}
+    facts = canonical_json([stage, names, plain, sorted({parent.seen for parent in made_of})])
+    models = frozenset(names).union(*(parent.models for parent in made_of))
+    digest = hashlib.sha256(facts.encode()).hexdigest()
+    return _Kin(digest, models if kind == Checkpoint.kind else frozenset())
+
+
 def estimated_seconds(instances: list[Instance], store: Store) -> dict[str, float | None]:
     """What each instance may take: the median time of stored results like it, None without any.
 
-    A result is like an instance if its stage is the same and it goes back to the same models and
-    texts, so that a smoke run says nothing about a real one. Those with the same settings come
-    first. Results of interrupted runs are left out: their times are of the last attempt.
+    Results are alike if stage, plain settings and texts are the same and their models come from the
+    same source: seeds, pruners, patterns may differ. Those with the same settings come first.
+    Results of interrupted runs are left out: their times are of the last attempt.
     """
     stored = {_label(manifest): manifest for _, manifest in store.manifests()}
-    origins: dict[str, frozenset[str]] = {}
+    kins: dict[str, _Kin] = {}
 
-    def origin(label: str) -> frozenset[str]:
-        """Names of all sources that a stored result goes back to."""
-        if label not in origins:
-            manifest = stored.get(label, {"sources": {}, "inputs": {}})
-            found = _names(manifest["sources"])
-            for labels in manifest["inputs"].values():
-                for parent in [labels] if isinstance(labels, str) else labels:
-                    found |= origin(parent)
-            origins[label] = found
-        return origins[label]
+    def kin_of(label: str) -> _Kin:
+        if label not in kins:
+            if label not in stored:  # removed since
+                return _Kin(label, frozenset())
+            made = stored[label]
+            parents = [
+                kin_of(parent)
+                for value in made["inputs"].values()
+                for parent in ([value] if isinstance(value, str) else value)
+            ]
+            kins[label] = _kin(
+                made["stage"], made["kind"], made["sources"], made["config"], parents
+            )
+        return kins[label]
 
-    seconds: dict[tuple[str, frozenset[str]], list[tuple[Any, float]]] = {}
+    seconds: dict[str, list[tuple[Any, float]]] = {}
     for label, manifest in stored.items():
         if not manifest["timing"].get("resumed"):
-            key = manifest["stage"], origin(label)
             taken = float(manifest["timing"]["seconds"])
-            seconds.setdefault(key, []).append((manifest["config"], taken))
+            seconds.setdefault(kin_of(label).alike, []).append((manifest["config"], taken))
+    planned: dict[str, _Kin] = {}
     estimates: dict[str, float | None] = {}
-    planned: dict[str, frozenset[str]] = {}
     for one in instances:
-        planned[one.name] = _names(one.sources)
-        for name in one.parents:
-            if name.startswith(ARTIFACT_PREFIX):
-                _, manifest = store.find(name.removeprefix(ARTIFACT_PREFIX))
-                planned[one.name] |= origin(_label(manifest))
-            else:
-                planned[one.name] |= planned[name]
-        like = seconds.get((one.stage, planned[one.name]), [])
-        same = [taken for config, taken in like if config == one.config]
-        times = same or [taken for _, taken in like]
+        parents = [
+            kin_of(_label(store.find(name.removeprefix(ARTIFACT_PREFIX))[1]))
+            if name.startswith(ARTIFACT_PREFIX)
+            else planned[name]
+            for name in one.parents
+        ]
+        kin = _kin(one.stage, one.cls.OUTPUT.kind, one.sources, one.config, parents)
+        planned[one.name] = kin
+        like = seconds.get(kin.alike, [])
+        times = [taken for config, taken in like if config == one.config]
+        times = times or [taken for _, taken in like]
         estimates[one.name] = statistics.median(times) if times else None
     return estimates
-
-
-def _names(sources: Mapping[str, Mapping[str, str]]) -> frozenset[str]:
-    return frozenset(source["name"] for source in sources.values())
 
 
 def _label(manifest: Mapping[str, Any]) -> str:

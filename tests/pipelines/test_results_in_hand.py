@@ -114,9 +114,13 @@ def test_a_plan_knows_the_time_of_what_was_made_before(execute, store, pipeline)
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["timing"]["seconds"] = 12.0
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    pipeline["count"]["size"] = 4
+    pipeline["count"]["seed"] = 1
     found = estimated_seconds(build_graph(pipeline, store), store)
     assert found["count"] == 12.0 and found["double"] is not None
+    pipeline["count"]["size"] = 4  # more work, of which nothing is known
+    found = estimated_seconds(build_graph(pipeline, store), store)
+    assert found["count"] is None and found["double"] is None
+    pipeline["count"]["size"] = 3
     manifest["timing"]["resumed"] = True
     (folder / "manifest.json").write_text(json.dumps(manifest))
     assert estimated_seconds(build_graph(pipeline, store), store)["count"] is None
