@@ -22,7 +22,8 @@ from effllm.pipelines.reports.table import Column, make_table
 from effllm.pipelines.reports.verdicts import judge
 from effllm.pipelines.reports.words import show
 
-_PLAIN, _ORDERED = "plain", "ordered"
+_PLAIN = "plain"
+_ORDERS = {"free": "Free order", "gathered": "Gathered order"}
 _KINDS = {
     "prune": "one-shot SparseGPT",
     "refit": "SparseGPT and one refit",
@@ -40,19 +41,22 @@ JUDGED = (
 
 def describe_all(subjects: Iterable[Subject]) -> list[Row]:
     """What SDS calls each model, with and without an order, side by side."""
-    return sorted(map(_describe, subjects), key=lambda row: place(row.variant, "", *_KINDS))
+
+    def order(row: Row) -> tuple[int, int]:
+        return place(row.variant, "", *_KINDS), place(row.base, "dense", _PLAIN, *_ORDERS)
+
+    return sorted(map(_describe, subjects), key=order)
 
 
 def _describe(subject: Subject) -> Row:
     steps = [step for step in subject.history if step["stage"] != "fold_permutation"]
     row = sds.describe(replace(subject, history=steps))
-    ordered = len(steps) < len(subject.history)
-    return replace(
-        row,
-        subject=subject,
-        base=row.base if row.base == "dense" else _ORDERED if ordered else _PLAIN,
-        method=f"Free order, {row.method}" if ordered else row.method,
-    )
+    if row.base == "dense":
+        return replace(row, subject=subject)
+    gathered = any("permutation" in step for step in steps)
+    base = "free" if len(steps) < len(subject.history) else "gathered" if gathered else _PLAIN
+    method = row.method if base == _PLAIN else f"{_ORDERS[base]}, {row.method}"
+    return replace(row, subject=subject, base=base, method=method)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +104,7 @@ def main_table(data: Comparison) -> Table:
         Column("Test ppl", data.perplexity, best=min),
         Column(
             "vs no order, %",
-            lambda row: against(row, _PLAIN, row.variant) if row.base == _ORDERED else None,
+            lambda row: against(row, _PLAIN, row.variant) if row.base in _ORDERS else None,
             "+",
         ),
         Column("vs one-shot, %", lambda row: against(row, row.base, "prune"), "+"),
@@ -118,7 +122,7 @@ def main_table(data: Comparison) -> Table:
 def answer(data: Comparison) -> str:
     """The best 2:4 model by held-out text, and what the order adds to it."""
     pruned = [row for row in data.rows if row.pattern and row.variant in _KINDS]
-    ordered = [row for row in pruned if row.base == _ORDERED]
+    ordered = [row for row in pruned if row.base in _ORDERS]
     plain = [row for row in pruned if row.base == _PLAIN]
     if not ordered or not plain:
         return ""
@@ -152,11 +156,12 @@ def verdicts(data: Comparison) -> dict[str, list[Verdict]]:
         return data.find(base, kind, MAIN)
 
     order, rest = [], []
-    for kind, name in _KINDS.items():
-        order += compare(f"A free order improves {name}.", row(_ORDERED, kind), row(_PLAIN, kind))
-    for kind in ("refit_3", "sds"):
-        claim = f"With an order, {_KINDS[kind]} improves on {_KINDS['prune']}."
-        rest += compare(claim, row(_ORDERED, kind), row(_ORDERED, "prune"))
-    claim = "With an order, the re-dense step earns its place: SDS beats three refits."
-    rest += compare(claim, row(_ORDERED, "sds"), row(_ORDERED, "refit_3"))
-    return {"What the order adds": order, "What refitting and re-densing add to it": rest}
+    for base, title in _ORDERS.items():
+        for kind, name in _KINDS.items():
+            order += compare(f"{title}: improves {name}.", row(base, kind), row(_PLAIN, kind))
+        for kind in ("refit_3", "sds"):
+            claim = f"{title}: {_KINDS[kind]} improves on {_KINDS['prune']}."
+            rest += compare(claim, row(base, kind), row(base, "prune"))
+        claim = f"{title}: the re-dense step earns its place, SDS beats three refits."
+        rest += compare(claim, row(base, "sds"), row(base, "refit_3"))
+    return {"What an order adds": order, "What refitting and re-densing add to it": rest}
