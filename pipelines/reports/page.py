@@ -158,7 +158,7 @@ class Page:
 
     @property
     def different(self) -> str:
-        """Conditions that are not the paper's; empty for none."""
+        """Conditions of the run that are not the paper's; verdicts name those of their own."""
         return f"Not as in the paper: {'; '.join(self.conditions)}." if self.conditions else ""
 
     @property

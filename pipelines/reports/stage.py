@@ -26,8 +26,8 @@ _SMOKE = (
 _JUDGED = (
     "Verdicts rest on 95 % intervals over test documents, prompts or problems, of paired "
     "differences. Claims of the paper are reproduced only under its conditions; those that differ "
-    "here stand beside the outcome. Supported and not supported without more are about goals and "
-    "controls of ours. {more}"
+    "stand at the top of the page, or beside the outcome if they are its own. Supported and not "
+    "supported without more are about goals and controls of ours. {more}"
 )
 
 

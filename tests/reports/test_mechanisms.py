@@ -149,7 +149,8 @@ def test_arms_are_paired_by_example():
 @pytest.fixture
 def page_of(tmp_path, monkeypatch):
     """The page of a report with two verdicts at a scale, as text and as HTML."""
-    holds = decide("It holds.", "1.", holds=True, fails=False)
+    differs = ("W = 3, paper 6", "K = 8, paper 15")
+    holds = decide("It holds.", "1.", holds=True, fails=False, paper=True, conditions=differs)
     fails = decide("So does it.", "2.", holds=False, fails=True)
     row = ResultRow(
         "sds", "m", "A row", "", 0, "prune/0", {"ppl": Interval(2.0, 1.0, 3.0)}, {"ppl": 9}
@@ -182,18 +183,19 @@ def page_of(tmp_path, monkeypatch):
 
 def test_a_page_begins_with_question_answer_counts_and_conditions(page_of):
     metrics, text, html = page_of("cpu")
-    assert metrics == {"supported": 1, "not supported": 1}
+    assert metrics == {"supported under other conditions": 1, "not supported": 1}
     assert text.split("\n\n")[:6] == [
         "# SDS: sparse-dense-sparse pruning",
         "a model, scale cpu. Every figure was measured by effllm, except under “Beside the paper”.",
         ReportSds.QUESTION,
         "It is 7 % better.",
-        "Verdicts: 1 supported, 1 not supported.",
+        "Verdicts: 1 supported under other conditions, 1 not supported.",
         "Not as in the paper: W = 3, paper 6.",
     ]
-    assert (
-        "### Claims\n\n- **supported**: It holds. 1.\n- **not supported**: So does it. 2." in text
-    )
+    said = "- **supported under other conditions** (K = 8, paper 15): It holds. 1."
+    assert f"### Claims\n\n{said}\n- **not supported**: So does it. 2." in text
+    assert "<small>K = 8, paper 15</small>" in html
+    assert "<small>W = 3" not in html  # the run's, which stands at the top
     assert "| x\\|y | **1** |" in text and "No claims" not in text and "Empty" not in text
     assert "by commit abc (effllm paper=sds)" in text and "| A row | 0 | prune/0 |" in text
     assert '<a href="#more">More</a>' in html and "&lt;more&gt;" in html
