@@ -156,6 +156,8 @@ def _changes_no_results(key: str) -> bool:
 def explained(error: Exception, overrides: Sequence[str], name: str = "config") -> ConfigError:
     """Hydra's refusal on one line; of a key that does not exist, with what it may have meant."""
     text = " ".join(str(error).split())
+    if text.startswith("You must specify 'paper'"):
+        return ConfigError("which paper? give paper=sds, for example; effllm papers lists them")
     placed = re.search(r"Could not override '(\S+@\S+)'\. Did you mean .*? override (.*)\?", text)
     if placed is not None:  # a group at a place where it is not
         choices = placed[2].removeprefix("one of ").split(", ")

@@ -166,7 +166,7 @@ def run(
 
 @app.command(epilog=_examples("effllm demo", "effllm demo model=hf model.name=my-model"))
 def demo(words: Words = None) -> int:
-    """Take a first look at three methods: one page, two minutes."""
+    """Take a first look at three methods: one page, 90 seconds."""
     from effllm.pipelines.commands.launch import run_command
 
     return run_command(["paper=demo", *(words or [])])

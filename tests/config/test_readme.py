@@ -1,6 +1,7 @@
 """What README tells people to type works."""
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,17 @@ def test_verbs_and_targets_of_the_readme_exist():
             assert paper.is_file() or re.search(rf"^{verb}:", makefile, flags=re.MULTILINE)
         elif program == "effllm":
             assert verb in verbs
+
+
+def test_cleaning_asks_before_it_takes_results(tmp_path):
+    def make(target, answer):
+        command = ["make", "-f", str(ROOT / "Makefile"), "-C", str(tmp_path), target]
+        subprocess.run(command, input=answer, text=True, capture_output=True, check=True)
+        return (tmp_path / "outputs").is_dir()
+
+    (tmp_path / "outputs").mkdir()
+    assert make("clean", "") and make("clean-results", "\n") and make("clean-results", "n\n")
+    assert not make("clean-results", "y\n")
 
 
 def test_links_of_the_readme_lead_somewhere():

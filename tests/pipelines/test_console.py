@@ -73,6 +73,7 @@ def test_an_unknown_verb_is_one_line(capsys):
         (["run", "--fast"], "effllm run: No such option: --fast; see effllm run --help"),
         (["run", "paper=sds", "--cfg", "jobs"], "effllm run: Invalid value for '--cfg'"),
         (["options", "prunner"], "no group 'prunner'; did you mean pruner?"),
+        (["run"], "which paper? give paper=sds, for example; effllm papers lists them"),
         (["plan", "paper=sds", "scael=cpu"], "scael: the configuration has no key scael; did you"),
         (
             ["plan", "paper=sds", "pruner@pipeline.wanda_half.prune.prunr=ria"],

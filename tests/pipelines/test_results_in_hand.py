@@ -1,6 +1,7 @@
 """Results in a person's hands: listed, traced back, exported, taken as models, planned in time."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -70,6 +71,33 @@ def test_an_exported_model_loads_in_plain_transformers_with_its_card(tell, outpu
     assert "| sparsity | 0.5 | `prune/" in card and "model: import_model/" in card
     assert "is there already" in tell("export", "prune/", str(folder), code=1)
     assert "holds windows; models, heads" in tell("export", "make_windows/", "x", code=1)
+
+
+@pytest.mark.parametrize(
+    ("paper", "until", "names"),
+    [
+        ("amphista", "amphista_0.heads", {"heads": "LoadedHeads"}),
+        ("cospec", "fake.warm", {"policies": "dict"}),
+        ("permutation", "deal.search", {"orders": "dict"}),
+        ("tyr", "s50.uniform", {"model": "CompactLlamaForCausalLM"}),
+    ],
+)
+def test_an_exported_part_is_loaded_as_its_card_says(
+    paper, until, names, tmp_path, monkeypatch, capsys
+):
+    run = ["run", f"paper={paper}", "scale=smoke", "logger=none", f"paths.outputs={tmp_path}"]
+    assert main([*run, f"execute.until={until}"]) == 0
+    capsys.readouterr()
+    assert main(["ls", until, "--json", "--outputs", str(tmp_path)]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert main(["export", row["ref"], str(tmp_path / "mine"), "--outputs", str(tmp_path)]) == 0
+    card = (tmp_path / "mine" / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    found = {}
+    exec(code, found)
+    for name, kind in names.items():
+        assert type(found[name]).__name__ == kind
 
 
 def test_a_damaged_result_is_not_exported(outputs, tmp_path, capsys):
