@@ -121,7 +121,7 @@ def _prepared(outputs: str, prompts: int) -> tuple[Checkpoint, Prompts]:
     common = [
         "paper=fly",
         "scale=cpu",
-        f"budget.decode_prompts={-(-prompts // 4)}",
+        f"budget.decoding.prompts={-(-prompts // 4)}",
         f"paths.outputs={outputs}",
         "logger=none",
     ]

@@ -92,4 +92,4 @@ def test_a_target_may_be_spread_over_devices(execute, store, monkeypatch):
 
 def test_too_few_traces_are_refused(execute):
     with pytest.raises(DataError, match="leave 1 to train on and 0 to measure on"):
-        execute(draft_pipeline("budget.trace_prompts=1"))
+        execute(draft_pipeline("budget.decoding.trace_prompts=1"))

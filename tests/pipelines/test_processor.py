@@ -100,7 +100,7 @@ def test_the_type_enters_the_digest_and_decoding_keeps_its_own(store, monkeypatc
         return {one.name: one.digest for one in build_graph(composing.resolve(said)[0], store)}
 
     able, other = digests(True), digests(False)
-    assert able == digests(False, dtype="bfloat16", draft_precision="bf16-mixed")
-    assert other == digests(True, dtype="float32", draft_precision="32-true")
+    assert able == digests(False, dtype="bfloat16", decoding={"draft_precision": "bf16-mixed"})
+    assert other == digests(True, dtype="float32", decoding={"draft_precision": "32-true"})
     same = {name for name in able if able[name] == other[name]}
     assert {"traces", "prompts"} <= same and "draft" not in same  # decoded, and trained

@@ -178,9 +178,9 @@ def test_no_redense_and_no_adjustment_give_the_first_pruning_bit_for_bit(finishe
     pipeline = trimmed(
         sds_pipeline(
             f"pruner@pipeline.{BASE}.prune.pruner=magnitude",
-            "budget.redense_steps=0",
-            "budget.adjust_steps=0",
-            "budget.refit_steps=0",
+            "budget.sds.redense_steps=0",
+            "budget.sds.adjust_steps=0",
+            "budget.sds.refit_steps=0",
             f"pipeline.{BASE}.sds.redense.solver.space=raw",  # no rounding from rescaling
             f"pipeline.{BASE}.sds.adjust.solver.space=raw",
         )

@@ -101,7 +101,7 @@ def test_full_passes_and_other_batches_find_the_same_winner(finished, execute, s
     one = instance(graph, "search")
     shutil.rmtree(store.folder(one.stage, one.digest))
     other = tyr_pipeline(
-        "budget.search_resume_passes=false", "pipeline.s50.search.micro_batch_size=1"
+        "budget.structural.search_resume_passes=false", "pipeline.s50.search.micro_batch_size=1"
     )
     execute(other, until=one.name)
     winners = [open_as(where, graph, "search", Allocation).removed() for where in (done, store)]
@@ -189,7 +189,11 @@ def test_a_damaged_supernet_is_refused_before_the_search(damage, finished, execu
 @pytest.mark.parametrize(
     ("overrides", "error", "message"),
     [
-        (["budget.search_stage_tokens=[64,9999999]"], DataError, "judges on 9999999 tokens"),
+        (
+            ["budget.structural.search_stage_tokens=[64,9999999]"],
+            DataError,
+            "judges on 9999999 tokens",
+        ),
         (["pipeline.s50.supernet.sparsity=1.0"], ConfigError, "sparsity.* expected less than 1"),
         (["pipeline.s50.supernet.sparsity=0.99"], ConfigError, "removes all 8 units"),
         (
@@ -198,7 +202,7 @@ def test_a_damaged_supernet_is_refused_before_the_search(damage, finished, execu
             "'head' or 'kv_group'",
         ),
         (["pipeline.s50.supernet.reach=-1"], ConfigError, "reach: expected .* 0, found -1"),
-        (["budget.search_survivors=[3,2]"], ConfigError, "survivors fall"),
+        (["budget.structural.search_survivors=[3,2]"], ConfigError, "survivors fall"),
         (["pipeline.s50.search.divergence=ppl"], ConfigError, "expected 'full', 'topk_renorm' or"),
         (
             [
@@ -237,7 +241,7 @@ def test_other_budgets_are_kept(cost, execute, store, monkeypatch):
 
     monkeypatch.setattr(Costs, "build", build)
     pipeline = tyr_pipeline(
-        f"unit_budget@pipeline.s50.search.budget={cost}", "budget.search_guided=2"
+        f"unit_budget@pipeline.s50.search.budget={cost}", "budget.structural.search_guided=2"
     )
     assert execute(pipeline, until="s50.searched")["s50.searched"] == "ran"
     graph = build_graph(pipeline, store)
@@ -292,7 +296,7 @@ def test_a_family_that_cannot_be_exported_is_refused_before_the_work(name, execu
 
 
 def test_more_timed_tokens_than_the_context_are_refused(execute):
-    settings = ["paper=tyr", "scale=smoke", "budget.speed_prompt_tokens=1000000"]
+    settings = ["paper=tyr", "scale=smoke", "budget.structural.speed_prompt_tokens=1000000"]
     pipeline, _ = resolve(compose([*settings, "pipeline.speed.inputs.models=[]"]))
     scope = ("base", "test_text", "test", "speed")
     with pytest.raises(
@@ -303,14 +307,15 @@ def test_more_timed_tokens_than_the_context_are_refused(execute):
 
 def test_the_timed_tokens_of_paper_scale_fit_its_model():
     budget = compose(["paper=tyr", "scale=paper"]).budget
-    assert budget.speed_prompt_tokens + budget.speed_new_tokens <= 2048  # OPT's positions
+    positions = 2048  # of OPT
+    assert budget.structural.speed_prompt_tokens + budget.structural.speed_new_tokens <= positions
 
 
 def test_few_tokens_are_warned_about(finished, execute, store):
     done, graph, _ = finished
     one = instance(graph, "supernet")
     assert not done.manifest(one.stage, one.digest)["warnings"]
-    pipeline = tyr_pipeline("budget.structural_sequences=4")
+    pipeline = tyr_pipeline("budget.structural.sequences=4")
     execute(pipeline, until="s50.supernet")
     one = instance(build_graph(pipeline, store), "supernet")
     (warning,) = store.manifest(one.stage, one.digest)["warnings"]

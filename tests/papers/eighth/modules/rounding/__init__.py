@@ -1,0 +1,1 @@
+"""Rounding of weights: the eighth paper of a test."""
