@@ -238,5 +238,7 @@ def finish(folder, expected):
 if __name__ == "__main__":
     import torch  # noqa: F401 - here, so that no child imports it
 
+    # Jobs in the background of a shell begin with SIGINT ignored, and hand that on.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.fsync = lambda descriptor: None  # it slows this down, and nobody cuts the power here
     print(json.dumps(globals()[sys.argv[1]](Path(sys.argv[2]))))
