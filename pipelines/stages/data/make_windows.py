@@ -53,7 +53,7 @@ class MakeWindows(Stage):
         tokenizer = model.load_tokenizer()
         if not tokenizer.is_fast:
             raise UnsupportedModelError(
-                f"{ctx.instance}: {type(tokenizer).__name__} does not say where its tokens begin; "
+                f"{type(tokenizer).__name__} does not say where its tokens begin; "
                 "a fast tokenizer (tokenizer.json) is needed"
             )
         read = list(corpus.documents(self.split))

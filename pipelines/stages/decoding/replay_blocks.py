@@ -60,7 +60,7 @@ class ReplayBlocks(Stage):
             longest = arm["proposer"]["tokens"]
             if max(self.tokens) > longest:
                 raise ConfigError(
-                    f"{ctx.instance}: {name} was recorded with K = {longest}, the replay asks for "
+                    f"{name} was recorded with K = {longest}, the replay asks for "
                     f"K = {max(self.tokens)}; record with a larger K or ask for less"
                 )
             blocks = recorded.blocks(name)

@@ -39,7 +39,7 @@ class CompareDense(Stage):
         teachers, token_ids = ctx.input("teacher", TeacherRecord).teachers(), windows.token_ids()
         if len(teachers) != len(token_ids):
             raise DataError(
-                f"{ctx.instance}: the teacher was recorded on {len(teachers)} windows, found "
+                f"the teacher was recorded on {len(teachers)} windows, found "
                 f"{len(token_ids)}; link the windows that it read"
             )
         model = checkpoint.load_model(self.dtype, ctx.device)

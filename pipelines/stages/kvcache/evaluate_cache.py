@@ -66,7 +66,7 @@ class EvaluateCache(Stage):
         prompts = [
             one for found in ctx.input_list("prompts", LongPrompts) for one in found.prompts()
         ]
-        self._check(ctx.instance, [len(text) for text in texts], len(prompts))
+        self._check([len(text) for text in texts], len(prompts))
         rows = ctx.load_rows()
         done = len({row["id"] for row in rows})
         examples: list[Any] = [*texts, *prompts]
@@ -107,16 +107,16 @@ class EvaluateCache(Stage):
         """Queries that the most curious arm looks at."""
         return max(int(arm.observed) for arm in self.arms.values())
 
-    def _check(self, instance: str, lengths: list[int], prompts: int) -> None:
+    def _check(self, lengths: list[int], prompts: int) -> None:
         if not lengths and not prompts:
-            raise ConfigError(f"{instance}: neither windows nor prompts; give at least one of them")
+            raise ConfigError("neither windows nor prompts; give at least one of them")
         if min(lengths, default=self.continuation + 2) <= self.continuation + 1:
             raise ConfigError(
-                f"{instance}: windows of {min(lengths)} tokens leave no context before a "
+                f"windows of {min(lengths)} tokens leave no context before a "
                 f"continuation of {self.continuation}; make them longer"
             )
         if self.picture is not None and not lengths:
-            raise ConfigError(f"{instance}: a picture is drawn of windows; set picture=null")
+            raise ConfigError("a picture is drawn of windows; set picture=null")
 
     def _text(
         self, model: PreTrainedModel, name: str, tokens: torch.Tensor

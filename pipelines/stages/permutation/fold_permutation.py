@@ -42,7 +42,7 @@ class FoldPermutation(Stage):
         permutation = ctx.input("permutation", Permutation)
         if permutation.about["level"] != "free":
             raise ConfigError(
-                f"{ctx.instance}: orders of level {permutation.about['level']} do not fold; "
+                f"orders of level {permutation.about['level']} do not fold; "
                 "search or learn with level=free"
             )
         model = checkpoint.load_model("float32", ctx.device)
@@ -54,7 +54,7 @@ class FoldPermutation(Stage):
         off = float(difference / before.abs().max())
         if not off <= self.tolerance:
             raise NumericalError(
-                f"{ctx.instance}: the folded model's logits differ by {off:.1e} of the largest, "
+                f"the folded model's logits differ by {off:.1e} of the largest, "
                 f"expected {self.tolerance:.0e}; this family does not fold, use level=gather"
             )
         pruned = any(step["stage"] == "prune" for step in checkpoint.history)

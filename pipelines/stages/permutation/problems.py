@@ -56,7 +56,7 @@ class SiteProblems:
             ):
                 if about[name] != mine:
                     raise ConfigError(
-                        f"{ctx.instance}: {name} is {mine}, but its start was searched for "
+                        f"{name} is {mine}, but its start was searched for "
                         f"{about[name]}; give both the same"
                     )
         model = ctx.input("model", Checkpoint).load_model("float32", device)

@@ -46,7 +46,7 @@ class PruneByScore(Stage):
         for name, mine in (("pattern", self.pattern.name), ("pruner", self.pruner.name)):
             if permutation.about[name] != mine:
                 raise ConfigError(
-                    f"{ctx.instance}: {name} is {mine}, but its permutation was found for "
+                    f"{name} is {mine}, but its permutation was found for "
                     f"{permutation.about[name]}; give both the same"
                 )
         model = checkpoint.load_model("float32")
