@@ -49,8 +49,10 @@ class BlockStream:
     """Hidden states of all windows in front of the current decoder block.
 
     Args:
-        model: a causal language model; put into eval mode, its cache is not used.
-        windows: (N, T) token ids, full windows without padding.
+        model: a causal language model, or a transformer of pictures; put into eval mode, its cache
+            is not used.
+        windows: (N, T) token ids, full windows without padding; or (N, channels, height, width)
+            float pixels.
         batch_size: windows per forward pass; does not change results beyond rounding.
 
     Attributes:
@@ -177,7 +179,7 @@ class BlockStream:
 
         handle = self.blocks[0].register_forward_pre_hook(capture, with_kwargs=True)
         try:
-            self.model(input_ids=batch.to(self.model.device), use_cache=False)
+            self._call(batch)
         except _Stop:
             pass
         finally:
@@ -232,10 +234,11 @@ class BlockStream:
                     "its blocks are not called in a plain row, the output of one the input of the "
                     "next; they cannot be replayed"
                 )
-            if hidden.shape[:2] != windows.shape:
+            known = windows.shape if _is_text(windows) else windows.shape[:1]
+            if hidden.shape[: len(known)] != known:
                 raise self._refusal(
                     f"its blocks are given {tuple(hidden.shape)} for {tuple(windows.shape)} "
-                    "tokens; they cannot be replayed"
+                    f"{'tokens' if _is_text(windows) else 'pixels'}; they cannot be replayed"
                 )
             named = {
                 k: v for k, v in kwargs.items() if k not in ("hidden_states", "past_key_values")
@@ -249,15 +252,25 @@ class BlockStream:
             for block in self.blocks:
                 handles.append(block.register_forward_pre_hook(enter, with_kwargs=True))
                 handles.append(block.register_forward_hook(leave))
-            self.model(input_ids=windows.to(self.model.device), use_cache=False)
+            self._call(windows)
         if len(given) != len(self.blocks):
             raise self._refusal(f"it calls {len(given)} of its {len(self.blocks)} blocks")
         return given
+
+    def _call(self, windows: Tensor) -> None:
+        if _is_text(windows):
+            self.model(input_ids=windows.to(self.model.device), use_cache=False)
+        else:
+            self.model(pixel_values=windows.to(self.model.device, self.model.dtype))
 
     def _refusal(self, what: str) -> UnsupportedModelError:
         return UnsupportedModelError(
             f"{type(self.model).__name__}: {what}; take a model of another family (model=…)"
         )
+
+
+def _is_text(windows: Tensor) -> bool:
+    return not windows.is_floating_point()
 
 
 def _hidden_of(output: Any) -> Tensor:

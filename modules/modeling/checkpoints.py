@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForImageClassification,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -22,6 +23,13 @@ _CODE = Path(modeling_compact.__file__)
 def is_compact(folder: Path) -> bool:
     """Whether a checkpoint folder holds a compact model."""
     return (folder / _CODE.name).is_file()
+
+
+def reads_pictures(folder: Path) -> bool:
+    """Whether a checkpoint folder holds a classifier of pictures."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    made = config.get("architectures") or [""]
+    return str(made[0]).endswith("ForImageClassification")
 
 
 def save_code(model: PreTrainedModel, folder: Path) -> None:
@@ -53,6 +61,8 @@ def load_any(
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         cls = getattr(modeling_compact, config["architectures"][0])
     else:
+        if reads_pictures(folder):
+            cls = AutoModelForImageClassification
         common["trust_remote_code"] = trust_remote_code
     return load_whole(cls, folder, f"model folder {folder}", dtype=dtype, **common)
 

@@ -100,17 +100,22 @@ class Fold:
 
 _QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 _GATED = ("mlp.gate_proj", "mlp.up_proj")
-FOLDS = (  # Llama, Mistral and Qwen; OPT; GPT-2, whose value heads are the last third of c_attn
+_VISION = ("attention.q_proj", "attention.k_proj", "attention.v_proj")
+# Llama, Mistral and Qwen; OPT; GPT-2, whose value heads are the last third of c_attn; ViT.
+FOLDS = (
     Fold((*_QKV, *_GATED), "self_attn.v_proj", "self_attn.o_proj", _GATED, "mlp.down_proj"),
     Fold((*_QKV, "fc1"), "self_attn.v_proj", "self_attn.out_proj", ("fc1",), "fc2"),
     Fold(("attn.c_attn", "mlp.c_fc"), "attn.c_attn", "attn.c_proj", ("mlp.c_fc",), "mlp.c_proj"),
+    Fold((*_VISION, "mlp.fc1"), "attention.v_proj", "attention.o_proj", ("mlp.fc1",), "mlp.fc2"),
 )
 
 
 _TABLES = frozenset(  # whose columns are the residual stream
     {"embed_tokens", "wte", "tokens_embed", "embed_positions", "wpe", "positions_embed",
-     "project_out", "lm_head"}
+     "project_out", "lm_head", "classifier"}
 )  # fmt: skip
+_MAKERS = frozenset({"project_in", "projection"})  # whose rows are; the latter makes patches of ViT
+_STATES = frozenset({"cls_token", "position_embeddings"})  # parameters of ViT that are added to it
 
 
 def free_sites(model: PreTrainedModel) -> list[Site]:
@@ -200,6 +205,9 @@ def fold(model: PreTrainedModel, orders: Mapping[str, Tensor]) -> dict[str, tupl
 
 def _order_residual(model: PreTrainedModel, order: Tensor) -> None:
     """Embeddings, norms, projections and output head: what else reads or writes the stream."""
+    for name, parameter in model.named_parameters():
+        if name.rpartition(".")[2] in _STATES:
+            parameter.copy_(parameter[..., order])
     seen = set()  # tied tables are one
     for name, module in model.named_modules():
         kind = name.rpartition(".")[2]
@@ -210,9 +218,7 @@ def _order_residual(model: PreTrainedModel, order: Tensor) -> None:
             if weight.shape[1] == len(order):  # else a projection stands between
                 seen.add(id(weight))
                 weight.copy_(weight[:, order])
-        elif kind == "project_in":
-            _reorder(weight, order)
-        elif _is_norm(kind) and kind not in ("q_norm", "k_norm"):
+        elif kind in _MAKERS or (_is_norm(kind) and kind not in ("q_norm", "k_norm")):
             _reorder(weight, order)
             if getattr(module, "bias", None) is not None:
                 _reorder(module.bias, order)
@@ -248,8 +254,8 @@ def _fold_of(model: PreTrainedModel, layers: Mapping[str, LinearLayer]) -> Fold:
     ]
     if found is None or foreign:
         raise UnsupportedModelError(
-            f"{type(model).__name__}: folds are known for the layers of Llama, Mistral, Qwen, OPT "
-            f"and GPT-2, found {', '.join(foreign[:4] or sorted(names)[:4])}, …; search with "
+            f"{type(model).__name__}: folds are known for the layers of Llama, Mistral, Qwen, OPT, "
+            f"GPT-2 and ViT, found {', '.join(foreign[:4] or sorted(names)[:4])}, …; search with "
             "level=gather"
         )
     return found

@@ -28,11 +28,14 @@ class Checkpoint(Artifact):
     def write(
         folder: Path,
         model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: PreTrainedTokenizerBase | None,
         history: list[dict[str, Any]],
         masks: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Write the files of a model; masks at eight weights a byte, code if it is compact."""
+        """Write the files of a model; masks at eight weights a byte, code if it is compact.
+
+        A model of pictures has no tokenizer.
+        """
         from safetensors.torch import save_file
 
         from effllm.modules.modeling.checkpoints import save_code
@@ -40,7 +43,8 @@ class Checkpoint(Artifact):
 
         model.save_pretrained(folder)
         save_code(model, folder)
-        tokenizer.save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
         write_json(folder / HISTORY_FILE, {"history": history})
         if masks is not None:
             save_file({k: pack_mask(v) for k, v in masks.items()}, folder / "masks.safetensors")
@@ -77,6 +81,12 @@ class Checkpoint(Artifact):
         from effllm.modules.modeling.checkpoints import load_tokenizer
 
         return load_tokenizer(self.path, trust_remote_code=self.trusts_code)
+
+    def tokenizer_if_any(self) -> PreTrainedTokenizerBase | None:
+        """The model's tokenizer; None for a model of pictures."""
+        from effllm.modules.modeling.checkpoints import reads_pictures
+
+        return None if reads_pictures(self.path) else self.load_tokenizer()
 
     @property
     def history(self) -> list[dict[str, Any]]:

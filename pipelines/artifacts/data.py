@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from effllm.modules.errors import ArtifactError
+from effllm.modules.errors import ArtifactError, ConfigError
 from effllm.pipelines.artifacts.base import Artifact
 from effllm.pipelines.files import write_json, write_rows
 
@@ -94,6 +94,10 @@ class Windows(Artifact):
 
         return load_file(self.path / "windows.safetensors")["input_ids"].long()
 
+    def model_inputs(self) -> Tensor:
+        """What a model is given: token ids here, pixels of pictures."""
+        return self.token_ids()
+
     @property
     def protocol(self) -> str:
         """Short text for metric names, such as `enwiki-test-512x24`."""
@@ -111,6 +115,53 @@ class Windows(Artifact):
             {"set": name, "protocol": protocol, "id": number, "document": document, key: value}
             for number, (document, value) in enumerate(zip(self.documents, measured, strict=True))
         ]
+
+
+class Images(Windows):
+    """Pictures and their classes, for what takes windows of text and asks for `model_inputs`."""
+
+    kind = "images"
+
+    @staticmethod
+    def write(folder: Path, pixels: Tensor, labels: Tensor, protocol: str) -> None:  # type: ignore[override] # of other files
+        """Write the files of pictures.
+
+        Args:
+            folder: of the stage.
+            pixels: (N, channels, height, width) float32.
+            labels: (N,) int64.
+            protocol: short text for metric names, such as `digits-test-697`.
+        """
+        from safetensors.torch import save_file
+
+        save_file({"pixels": pixels.contiguous(), "labels": labels}, folder / "images.safetensors")
+        write_json(folder / "images.json", {"protocol": protocol})
+
+    def model_inputs(self) -> Tensor:
+        """(N, channels, height, width) float32."""
+        return self._tensors()["pixels"]
+
+    def labels(self) -> Tensor:
+        """(N,) int64 classes."""
+        return self._tensors()["labels"]
+
+    def token_ids(self) -> Tensor:
+        """Refuse: pictures have none.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError(f"{self.label} are pictures; this stage needs windows of text")
+
+    @property
+    def protocol(self) -> str:
+        """As it was written."""
+        return str(self.read_json("images.json")["protocol"])
+
+    def _tensors(self) -> dict[str, Tensor]:
+        from safetensors.torch import load_file
+
+        return load_file(self.path / "images.safetensors")
 
 
 class Prompts(Artifact):

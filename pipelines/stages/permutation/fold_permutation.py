@@ -46,7 +46,7 @@ class FoldPermutation(Stage):
                 "search or learn with level=free"
             )
         model = checkpoint.load_model("float32", ctx.device)
-        tokens = ctx.input("windows", Windows).token_ids()[:1, : self.check_tokens]
+        tokens = ctx.input("windows", Windows).model_inputs()[:1, : self.check_tokens]
         with torch.no_grad():
             before = model(tokens.to(ctx.device)).logits
             moved = fold(model, {k: v.to(ctx.device) for k, v in permutation.orders().items()})
@@ -66,7 +66,7 @@ class FoldPermutation(Stage):
         Checkpoint.write(
             ctx.workdir,
             model.to(getattr(torch, self.dtype)),
-            checkpoint.load_tokenizer(),
+            checkpoint.tokenizer_if_any(),
             [*checkpoint.history, step],
             masks or None,
         )

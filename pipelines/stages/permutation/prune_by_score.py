@@ -69,7 +69,7 @@ class PruneByScore(Stage):
         Checkpoint.write(
             ctx.workdir,
             model.to(getattr(torch, self.dtype)),
-            checkpoint.load_tokenizer(),
+            checkpoint.tokenizer_if_any(),
             [*checkpoint.history, step],
             masks,
         )

@@ -39,7 +39,7 @@ class CollectGram(Stage):
 
         checkpoint = ctx.input("model", Checkpoint)
         model = checkpoint.load_model(self.dtype, ctx.device)
-        windows = ctx.input("windows", Windows).token_ids()
+        windows = ctx.input("windows", Windows).model_inputs()
         stream = BlockStream(model, windows, self.micro_batch_size)
         for index in range(resume_stream(ctx, stream), len(stream.blocks)):
             leaders = [group[0] for group in stream.groups()]

@@ -64,7 +64,7 @@ class Prune(Stage):
         checkpoint = ctx.input("model", Checkpoint)
         model = checkpoint.load_model(self.dtype, ctx.device)
         check_pattern(model, self.pattern)
-        windows = ctx.input("windows", Windows).token_ids()
+        windows = ctx.input("windows", Windows).model_inputs()
         orders = self._orders(ctx)
         stream = BlockStream(model, windows, self.micro_batch_size)
         count = min(self.blocks or len(stream.blocks), len(stream.blocks))
@@ -111,7 +111,7 @@ class Prune(Stage):
             **({"blocks": count} if self.blocks else {}),
             **self._more_history(ctx),
         }
-        tokenizer = checkpoint.load_tokenizer()
+        tokenizer = checkpoint.tokenizer_if_any()
         Checkpoint.write(ctx.workdir, model, tokenizer, [*checkpoint.history, step], masks)
         write_json(ctx.workdir / "layer_errors.json", errors)
         kept = sum(int(mask.sum()) for mask in masks.values())

@@ -19,15 +19,19 @@ from effllm.modules.permutation.sites import (
 )
 from effllm.modules.sparsity.masks import nm_mask
 from effllm.modules.sparsity.patterns import Grouped
+from effllm.modules.vision.classifier import digit_classifier
+from effllm.modules.vision.digits import digits
 
 TWO_OF_FOUR = Grouped(keep=2, group=4)
-FOLDED = ("llama", "mistral", "qwen2", "qwen3", "opt", "opt_post_norm", "gpt2")
+FOLDED = ("llama", "mistral", "qwen2", "qwen3", "opt", "opt_post_norm", "gpt2", "vit")
 TOKENS = torch.arange(3, 60).reshape(1, -1)
 
 
 def uneven(family: str):
     """A model whose norms and biases are no ones and zeros, so that a fold must move them."""
-    model = tiny_model(family)
+    vision = family == "vit"
+    model = digit_classifier(layers=2, width=32, heads=4, seed=0) if vision else tiny_model(family)
+    model.eval()
     generator = torch.Generator().manual_seed(5)
     for value in model.parameters():
         if value.dim() == 1:
@@ -44,8 +48,9 @@ def random_orders(model) -> dict[str, torch.Tensor]:
 
 
 def logits(model) -> torch.Tensor:
+    inputs = TOKENS if model.main_input_name == "input_ids" else digits("test")[0][:3]
     with torch.no_grad():
-        return model(TOKENS).logits
+        return model(inputs).logits
 
 
 @pytest.mark.parametrize("family", FOLDED)

@@ -1,0 +1,1 @@
+"""Stages that make pictures, train a classifier, and measure one."""
