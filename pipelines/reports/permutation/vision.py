@@ -82,7 +82,8 @@ class Study:
             )
             for name in ("test", "heldout")
         }
-        return Study(results, describe_all(subjects), sets["test"], sets["heldout"])
+        rows = sorted(describe_all(subjects), key=lambda row: row.pattern)
+        return Study(results, rows, sets["test"], sets["heldout"])
 
     @property
     def dense(self) -> Row:
