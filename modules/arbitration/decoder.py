@@ -3,13 +3,16 @@
 from collections.abc import Sequence
 
 from tokenizers import Tokenizer, decoders, models
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from effllm.modules.arbitration.engine import Arbiter, ShownDraft
 from effllm.modules.arbitration.exploring import Pair
 from effllm.modules.arbitration.rules import Score
 from effllm.modules.arbitration.stepping import ModelStepper
+from effllm.modules.decoding.proposers.base import Nothing
+from effllm.modules.decoding.proposers.draft import DraftModel
 from effllm.modules.decoding.session import Session
+from effllm.modules.decoding.verifiers.exact import Exact
 from effllm.modules.errors import UnsupportedModelError
 from effllm.modules.inference.runner import ModelRunner
 
@@ -34,12 +37,9 @@ def arbitrated_session(
     Raises:
         UnsupportedModelError: for a pair of tables.
     """
-    if not isinstance(pair.target, ModelStepper) or not isinstance(pair.draft, ModelStepper):
-        raise UnsupportedModelError(
-            "this pair is made of tables, which are no language models; take one of models (toy)"
-        )
-    target = ModelRunner(pair.target.model)
-    draft = ShownDraft(ModelRunner(pair.draft.model), target.vocabulary, tokens=pair.block)
+    ours, theirs = _models(pair)
+    target = ModelRunner(ours)
+    draft = ShownDraft(ModelRunner(theirs), target.vocabulary, tokens=pair.block)
     return Session(
         target=target,
         proposer=draft,
@@ -54,6 +54,32 @@ def arbitrated_session(
         tokenizer=tokenizer,
         stop_strings=stop_strings,
     )
+
+
+def rival_sessions(pair: Pair) -> dict[str, Session]:
+    """Decoding with the target alone, and exact speculation with the same draft.
+
+    Raises:
+        UnsupportedModelError: for a pair of tables.
+    """
+    target, draft = _models(pair)
+    runner = ModelRunner(target)
+    drafting = DraftModel(ModelRunner(draft), runner.vocabulary, tokens=pair.block)
+    return {
+        name: Session(
+            target=runner, proposer=proposer, verifier=Exact(), ends=frozenset({pair.end})
+        )
+        for name, proposer in (("plain", Nothing()), ("exact", drafting))
+    }
+
+
+def _models(pair: Pair) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """Target and draft."""
+    if not isinstance(pair.target, ModelStepper) or not isinstance(pair.draft, ModelStepper):
+        raise UnsupportedModelError(
+            "this pair is made of tables, which are no language models; take one of models (toy)"
+        )
+    return pair.target.model, pair.draft.model
 
 
 def letter_tokenizer(pieces: Sequence[str], special: Sequence[int]) -> PreTrainedTokenizerFast:

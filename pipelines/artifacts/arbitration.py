@@ -240,6 +240,21 @@ class Shipped:
     threshold: float
 
 
+class ArbitrationSpeeds(Artifact):
+    """Times of decoding: `speeds.jsonl`, a row for each test problem and arm."""
+
+    kind = "arbitration speeds"
+
+    @staticmethod
+    def write(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write the file of rows: set, id, correct, tokens, seconds, decide_seconds."""
+        write_rows(folder / "speeds.jsonl", rows)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All of them."""
+        return self.read_rows("speeds.jsonl")
+
+
 class ArbitrationVerdicts(Artifact):
     """For every rule and every test problem: right or wrong, and exact counts.
 

@@ -55,6 +55,19 @@ def test_the_planted_signal_is_found(rows):
     assert rows["fake", "self_rl"]["metrics"]["gain"] <= 0.02  # there is nothing to repair
 
 
+def test_timed_arms_decode_the_same_problems_as_the_simulator(outputs):
+    (file,) = (outputs / "artifacts" / "bench_arbitration").glob("*/speeds.jsonl")
+    timed = [json.loads(line) for line in file.read_text().splitlines()]
+    arms = {name: [row for row in timed if row["set"] == name] for name in ("plain", "exact")}
+    keys = ("id", "tokens", "correct")
+    outcomes = {name: {tuple(row[key] for key in keys) for row in arms[name]} for name in arms}
+    assert outcomes["plain"] == outcomes["exact"] and len(outcomes["plain"]) == 4
+    label = json.loads((file.parent / "manifest.json").read_text())["inputs"]["verdicts"]
+    (verdicts,) = (outputs / "artifacts").glob(f"{label}*")
+    right = load_file(verdicts / "verdicts.safetensors")["target/right"][:4].bool()
+    assert sorted(row["correct"] for row in arms["plain"]) == sorted(right.tolist())
+
+
 def test_figures_are_those_of_the_verdicts(outputs, rows):
     for file in (outputs / "artifacts" / "evaluate_policies").glob("*/rules.json"):
         verdicts = load_file(file.parent / "verdicts.safetensors")

@@ -44,6 +44,7 @@ class ReportCospec(ReportStage):
                     draw.draw_headroom(studies, figures),
                 ],
                 "Right answers against predicted speed": [draw.draw_frontier(studies, figures)],
+                "Measured speed": [tables.speed_table(studies)],
                 "Policies, seed by seed": [
                     tables.seeds_table(studies),
                     draw.draw_learning(studies, figures),

@@ -15,10 +15,12 @@ from effllm.modules.evaluation.intervals import Interval, estimate
 from effllm.pipelines.artifacts.arbitration import (
     Arbiters,
     ArbitrationPair,
+    ArbitrationSpeeds,
     ArbitrationVerdicts,
     BranchTries,
     Headroom,
 )
+from effllm.pipelines.reports.paired import Paired
 from effllm.pipelines.reports.results import Results
 
 Values = NDArray[np.float64]
@@ -68,6 +70,7 @@ class Study:
         curves: rule -> rows of (seed, step, name, value).
         verdicts: the artifact.
         resamples: of the bootstrap.
+        timed: seconds and tokens of decoded test problems, by arm; None if nothing was timed.
         gains: those that were computed, by both rules; tables and claims ask for the same.
     """
 
@@ -81,6 +84,7 @@ class Study:
     curves: list[dict[str, Any]]
     verdicts: ArbitrationVerdicts
     resamples: int
+    timed: Paired | None
     gains: dict[tuple[str, str], Interval] = field(default_factory=dict)
 
     def share(self, rule: str) -> Interval:
@@ -151,9 +155,24 @@ def gather(results: Results, resamples: int) -> list[Study]:
                 curves=_curves(results, verdicts.manifest["inputs"]["arbiters"]),
                 verdicts=verdicts,
                 resamples=resamples,
+                timed=_timed(results, verdicts, resamples),
             )
         )
     return found
+
+
+def _timed(results: Results, verdicts: ArbitrationVerdicts, resamples: int) -> Paired | None:
+    """Rows of every arm that was timed with these verdicts."""
+    for speeds in results.of(ArbitrationSpeeds):
+        if speeds.manifest["inputs"]["verdicts"] == verdicts.label:
+            arms: dict[str, list[dict[str, Any]]] = {}
+            for row in speeds.rows():
+                arms.setdefault(row["set"], []).append(row)
+            ids = [row["id"] for row in arms["plain"]]
+            for rows in arms.values():
+                rows.sort(key=lambda row: ids.index(row["id"]))
+            return Paired(arms, resamples)
+    return None
 
 
 def _curves(results: Results, labels: Sequence[str]) -> list[dict[str, Any]]:

@@ -73,6 +73,48 @@ def main_table(study: Study) -> Table:
     )
 
 
+_TIMED = {"plain": "Target alone", "exact": "Exact speculation", "cospec": "CoSpec, as shipped"}
+_PREDICTED = {"exact": "target", "cospec": "cospec"}  # arm -> rule with the counts
+
+
+def speed_table(studies: Sequence[Study]) -> Table | None:
+    """Measured speed beside the predicted one, for pairs that were timed."""
+    rows = [(study, arm) for study in studies if study.timed for arm in study.timed.arms]
+    if not rows:
+        return None
+
+    def over_plain(row: tuple[Study, str]) -> Interval | None:
+        study, arm = row
+        assert study.timed is not None
+        if arm == "plain":
+            return None
+        return study.timed.ratio_over(arm, "plain", "tokens", "seconds")
+
+    def ratio(row: tuple[Study, str], top: str, bottom: str, scale: float) -> Interval | None:
+        study, arm = row
+        assert study.timed is not None
+        return study.timed.ratio(arm, top, bottom, scale)
+
+    def predicted(row: tuple[Study, str]) -> float | None:
+        study, arm = row
+        return study.predicted_speed(_PREDICTED[arm]) if arm in _PREDICTED else None
+
+    return make_table(
+        rows,
+        Column("Decoding", lambda row: f"{row[0].name}: {_TIMED[row[1]]}"),
+        Column("tokens/s", lambda row: ratio(row, "tokens", "seconds", 1.0), best=max),
+        Column("measured speed-up", over_plain, ".2f"),
+        Column("predicted", predicted, ".2f"),
+        Column(
+            "rule and bookkeeping, %",
+            lambda row: ratio(row, "decide_seconds", "seconds", 100.0),
+        ),
+        note="The arms took turns on the same test problems; time after the target's first token. "
+        "Predicted: from counts, over all test problems. Rule and bookkeeping: share of the time "
+        "that the verifier takes, observations and policy among it.",
+    )
+
+
 def headroom_table(studies: Sequence[Study]) -> Table:
     """What could be gained on validation problems, a column per pair."""
 
