@@ -18,6 +18,7 @@ from effllm.pipelines.reports.permutation.names import LEARNT, SEARCHES
 from effllm.pipelines.reports.permutation.tables import found_by
 from effllm.pipelines.reports.results import Results
 
+_CURVES = {"loss": "calibration text", "heldout_loss": "held-out text"}
 _SHARE = "held-out error,\nno order = 1"
 _DRAWN = ("gather/ria", "gather/swaps", "gather/loss_swaps", "gather/jointly", "gather/paper")
 
@@ -62,17 +63,52 @@ def draw_learning(data: Comparison, results: Results, folder: Path, pattern: str
         if permutation is not None:
             with (permutation.path / "curve.csv").open(newline="") as file:
                 table += [
-                    {"order": LEARNT[kind], "step": int(row["step"]), "loss": float(row["value"])}
+                    {
+                        "order": LEARNT[kind],
+                        "text": _CURVES[row["name"]],
+                        "step": int(row["step"]),
+                        "loss": float(row["value"]),
+                    }
                     for row in csv.DictReader(file)
-                    if row["name"] == "loss"
+                    if row["name"] in _CURVES
                 ]
     if not table:
         return None
-    x, y = ("step", "step"), ("loss", "training loss")
-    with lines(folder, "learning", table, by="order", panel="order", x=x, y=y, size=(9.5, 3.0),
-               style=lambda order: "-"):  # fmt: skip
+    x, y = ("step", "step"), ("loss", "loss")
+    with lines(folder, "learning", table, by="text", panel="order", x=x, y=y, size=(9.5, 3.0)):
         pass
-    return Figure("learning", "Loss on calibration text, step by step.")
+    return Figure(
+        "learning",
+        "Loss step by step. Where held-out text was looked at, the best look is kept, the order "
+        "that learning began with among them.",
+    )
+
+
+def draw_order(data: Comparison, results: Results, folder: Path, pattern: str) -> Figure | None:
+    """Where the channels of one site went, searched and learned from there."""
+    table = []
+    for kind in ("loss_swaps", "learned"):
+        permutation = _found(data, results, pattern, f"gather/{kind}")
+        if permutation is not None:
+            site, order = next(iter(permutation.orders().items()))
+            table += [
+                {"site": site, "order": (SEARCHES | LEARNT)[kind], "place": place, "channel": one}
+                for place, one in enumerate(order.tolist())
+            ]
+    if not table:
+        return None
+    orders = list(dict.fromkeys(row["order"] for row in table))
+    with figure(folder, "order", size=(8.5, 4.2), panels=len(orders), squeeze=False) as grid:
+        for axes, order in zip(grid[0], orders, strict=True):
+            mine = [row for row in table if row["order"] == order]
+            axes.plot(
+                [row["place"] for row in mine], [row["channel"] for row in mine], ".", markersize=2
+            )
+            axes.set_title(order, fontsize=11)
+            axes.set_xlabel("place, four to a group")
+        grid[0][0].set_ylabel("channel")
+    write_csv(folder, "order", table)
+    return Figure("order", f"Which channel stands where at site {table[0]['site']}.")
 
 
 def _found(data: Comparison, results: Results, pattern: str, variant: str) -> Permutation | None:

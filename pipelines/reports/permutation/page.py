@@ -46,6 +46,7 @@ class ReportPermutation(ReportStage):
                 "Where orders help": [
                     draw.draw_errors(data, results, figures, claims.MAIN),
                     draw.draw_blocks(data, results, figures, claims.MAIN),
+                    draw.draw_order(data, results, figures, claims.MAIN),
                 ],
                 "Learning through the whole model": [
                     draw.draw_learning(data, results, figures, claims.MAIN)
