@@ -3,7 +3,7 @@
 An iteration rolls out a group of outputs for some problems with the policy as it is, compares every
 reward with the mean of the others of its group, and makes a few passes over all decisions:
 
-    A_kg = R_kg - mean_{h != g} R_kh
+    A_kg = R_kg - mean_{h != g} R_kh          (or as `Advantage` names them)
     L = -1/N sum min(rho A, clip(rho, 1 - eps, 1 + eps) A) + beta KL(pi, reference) - eta H(pi)
 
 N is the number of decisions of the iteration: a mean per output would favour those with few. The
@@ -11,6 +11,7 @@ rollouts walk through tries that hold every outcome, so no model is run.
 """
 
 import copy
+from typing import Literal
 
 import lightning as L
 import torch
@@ -24,6 +25,25 @@ from effllm.modules.ranges import Fraction, NonNegativeFloat, PositiveFloat, Pos
 from effllm.modules.training import OptimizerFactory
 
 Batch = dict[str, Tensor]
+
+
+Advantage = Literal["leave_one_out", "group_deviation", "fork"]
+
+
+def advantages(kind: Advantage, rewards: Tensor) -> Tensor:
+    """(P, G) advantages of whole outputs, from (P, G) rewards; forks have theirs by decision."""
+    if kind == "group_deviation":
+        return group_deviation(rewards)
+    return leave_one_out(rewards)
+
+
+def group_deviation(rewards: Tensor) -> Tensor:
+    """(P, G) advantages in deviations of their group: very easy and very hard problems weigh more.
+
+    Source: GRPO (arXiv:2402.03300).
+    """
+    spread = rewards.std(dim=1, keepdim=True, correction=0)
+    return (rewards - rewards.mean(dim=1, keepdim=True)) / (spread + 1e-4)
 
 
 def leave_one_out(rewards: Tensor) -> Tensor:
@@ -75,8 +95,12 @@ def roll_out(
     problems: Tensor,
     group: int,
     generator: torch.Generator,
+    advantage: Advantage = "leave_one_out",
 ) -> tuple[Batch, Tensor]:
     """Groups of outputs, sampled through the tries.
+
+    A fork is a second output from every decision, where the other action was taken; the advantage
+    is what the taken action gained on the mean of both.
 
     Args:
         branches: of the training problems.
@@ -85,6 +109,7 @@ def roll_out(
         problems: (P,) numbers.
         group: G, outputs of each.
         generator: of the actions.
+        advantage: what a decision is credited with.
 
     Returns:
         (M,) `nodes`, `actions`, `behaviour` and `advantages` of the decisions, and (P, G) rewards.
@@ -105,14 +130,20 @@ def roll_out(
         here, at = here[inner], branches.children[nodes, actions]
         owners.append(here)
     rewards = reward[leaves].view(len(problems), group)
-    advantages = leave_one_out(rewards).flatten()
-    nodes = torch.cat(met) if met else torch.zeros(0, dtype=torch.long)
+    none = torch.zeros(0, dtype=torch.long)
+    nodes, actions, owner = (torch.cat(one) if one else none for one in (met, list(taken), owners))
+    if advantage == "fork":
+        other, _ = branches.visit(branches.children[nodes, 1 - actions], choose)
+        share = torch.where(actions.bool(), probability[nodes], 1 - probability[nodes])
+        credit = (1 - share) * (rewards.flatten()[owner] - reward[other])
+    else:
+        credit = advantages(advantage, rewards).flatten()[owner]
     batch = {
         "nodes": nodes,
-        "actions": torch.cat(taken) if taken else nodes,
+        "actions": actions,
         "behaviour": probability[nodes],
-        "advantages": advantages[torch.cat(owners)] if owners else nodes.float(),
-        "problem": torch.cat(owners) // group if owners else nodes,
+        "advantages": credit,
+        "problem": owner // group,
     }
     return batch, rewards
 
@@ -128,6 +159,7 @@ class Rollouts(Dataset[Batch]):
         group: outputs of each.
         length: iterations of an epoch.
         seed: of all draws; each iteration has its own, the same after a resume.
+        advantage: what a decision is credited with.
     """
 
     def __init__(
@@ -140,7 +172,9 @@ class Rollouts(Dataset[Batch]):
         group: PositiveInt,
         length: PositiveInt,
         seed: int,
+        advantage: Advantage = "leave_one_out",
     ) -> None:
+        self.advantage: Advantage = advantage
         self.arbiter, self.branches, self.reward = arbiter, branches, reward
         self.problems, self.group, self.length, self.seed = problems, group, length, seed
 
@@ -158,10 +192,18 @@ class Rollouts(Dataset[Batch]):
         probability = chance(self.arbiter.policy(observations), self.arbiter.floor)
         problems = torch.randperm(len(self.branches), generator=generator)[: self.problems]
         batch, rewards = roll_out(
-            self.branches, probability, self.reward, problems, self.group, generator
+            self.branches,
+            probability,
+            self.reward,
+            problems,
+            self.group,
+            generator,
+            self.advantage,
         )
         useful = informative(rewards)
         kept = useful[batch.pop("problem")]
+        if self.advantage == "fork":  # which tell something within groups of equal rewards
+            kept = batch["advantages"] != 0
         figures = {
             "reward": rewards.mean(),
             "same_rewards": 1 - useful.float().mean(),

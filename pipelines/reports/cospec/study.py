@@ -31,6 +31,8 @@ TITLES = {
     "rl": "reinforcement (mlp)",
     "warm": "warm start alone (mlp)",
     "rl_speed": "reinforcement, speed in the reward",
+    "rl_fork": "reinforcement, credit by forks",
+    "rl_group_deviation": "reinforcement, credit as in GRPO",
     "random": "random, at CoSpec's rate",
     "self_rl": "self-arbitration, reinforcement",
     "self_warm": "self-arbitration, warm start",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from effllm.modules.ranges import (
     NonNegativeFloat,
@@ -34,6 +34,9 @@ class TrainPolicy(TrainingStage):
         iterations: of an epoch: rollouts with the policy of the moment, then passes over them.
         problems: of an iteration.
         group: outputs of each problem, compared with each other.
+        advantage: what a decision is credited with: its output's reward over the mean of the
+            others (RLOO), the same in deviations of the group (GRPO), or what it gained on the
+            other action, followed to the end (fork).
         passes: over an iteration's decisions.
         minibatch: decisions of a step.
         floor: least chance of either action in rollouts.
@@ -52,11 +55,13 @@ class TrainPolicy(TrainingStage):
     }
     OUTPUT: ClassVar = Arbiters
     VOLATILE: ClassVar = unread(*OWN_STEPS)
+    DIGEST_DEFAULTS: ClassVar = {**TrainingStage.DIGEST_DEFAULTS, "advantage": "leave_one_out"}
 
     epochs: PositiveInt
     iterations: PositiveInt
     problems: PositiveInt
     group: PositiveInt
+    advantage: Literal["leave_one_out", "group_deviation", "fork"]
     passes: PositiveInt
     minibatch: PositiveInt
     floor: Ratio
@@ -107,6 +112,7 @@ class TrainPolicy(TrainingStage):
                 group=self.group,
                 length=self.iterations,
                 seed=seed,
+                advantage=self.advantage,
             )
             self.fit(
                 ctx,
@@ -125,6 +131,7 @@ class TrainPolicy(TrainingStage):
             "trainer": "reinforcement",
             "proposer": tries.proposer,
             "speed_weight": self.speed_weight,
+            **({"advantage": self.advantage} if self.advantage != "leave_one_out" else {}),
             "gate_open": gate_open,
         }
         Arbiters.write(ctx.workdir, info, policies)

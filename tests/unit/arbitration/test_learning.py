@@ -16,6 +16,7 @@ from effllm.modules.arbitration.reinforcement import (
     ArbiterTraining,
     Rollouts,
     bernoulli_kl,
+    group_deviation,
     informative,
     leave_one_out,
     roll_out,
@@ -79,7 +80,8 @@ def test_expected_reward_is_that_of_all_paths_and_its_gradient_that_of_differenc
     torch.testing.assert_close(gradient[tries.roots], gained)
 
 
-def test_group_gradients_are_the_exact_gradient_on_average():
+@pytest.mark.parametrize("advantage", ["leave_one_out", "fork"])
+def test_group_gradients_are_the_exact_gradient_on_average(advantage):
     """20,000 groups of four on five decisions: every component within 4 standard errors."""
     tries = comb(5)
     reward = tries.right.float()
@@ -89,7 +91,7 @@ def test_group_gradients_are_the_exact_gradient_on_average():
     groups, size = 20_000, 4
     problems = torch.zeros(groups, dtype=torch.long)
     generator = torch.Generator().manual_seed(0)
-    batch, _ = roll_out(tries, probability.detach(), reward, problems, size, generator)
+    batch, _ = roll_out(tries, probability.detach(), reward, problems, size, generator, advantage)
     now = chance(scores, FLOOR)[batch["nodes"]]
     taken = torch.where(batch["actions"].bool(), now, 1 - now)
     # One gradient per group: the score function of its decisions, weighted.
@@ -115,6 +117,15 @@ def test_group_gradients_are_the_exact_gradient_on_average():
     loss = surrogate(now, batch, count=groups * size, clip=0.2)
     (trained,) = torch.autograd.grad(loss, scores)
     torch.testing.assert_close(-trained, estimates.mean(dim=0), atol=1e-6, rtol=1e-4)
+
+
+def test_deviations_of_a_group_weigh_hard_and_easy_problems_more():
+    rewards = torch.tensor([[1.0, 0, 0, 0, 0, 0, 0, 0], [1.0, 1, 1, 1, 0, 0, 0, 0]])
+    hard, even = group_deviation(rewards).abs().mean(dim=1) / leave_one_out(rewards).abs().mean(
+        dim=1
+    )
+    assert hard / even == pytest.approx((0.25 / (7 / 64)) ** 0.5, rel=1e-3)
+    assert not group_deviation(torch.ones(1, 8)).any()
 
 
 def test_degenerate_groups():
