@@ -205,7 +205,8 @@ class Arbiters(Artifact):
         name += "_linear" * (info["network"] == "linear")
         name += f"_{info['features']}" * (info["features"] != "all")
         name += "_speed" * (info["speed_weight"] > 0)
-        name += f"_{info['advantage']}" * ("advantage" in info)
+        if "advantage" in info:  # another than the usual one
+            name += f"_{info['advantage']}"
         return "self_" * (info["proposer"] == "second") + name
 
     def policies(self) -> dict[int, Policy]:
