@@ -19,12 +19,15 @@ SEARCHES = {
     "swaps": "swaps on score",
     "loss_swaps": "swaps on error",
     "perturbed": "swaps on error, pushed on",
+    "by_error": "chosen among searched by the layers' error",
+    "at_random": "chosen among searched at random, best on held-out text",
 }
 LEARNT = {
     "paper": "learned, the paper's way",
     "permllm": "learned, PermLLM's way",
     "learned": "learned from swaps, by layer (ours)",
     "jointly": "learned from swaps, jointly (ours)",
+    "chosen": "chosen among searched, learned (ours)",
 }
 
 
@@ -60,6 +63,8 @@ def describe(subject: Subject) -> Row:
 def kind_of(about: Mapping[str, Any]) -> str:
     """The search, improvement or way of learning that a permutation ended with."""
     last = about["found"][-1]
+    if last["kind"] == "Choice":
+        return {"learned": "chosen", "error": "by_error", "random": "at_random"}[last["rule"]]
     if last["kind"] == "Learning":
         if last["objective"] == "layer":
             return "learned"

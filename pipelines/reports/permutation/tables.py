@@ -11,7 +11,13 @@ from effllm.pipelines.reports.results import ResultRow, Results
 from effllm.pipelines.reports.table import Column, make_table
 
 _FINDING = frozenset(
-    {"search_permutation", "improve_permutation", "learn_permutation", "learn_permutation_jointly"}
+    {
+        "search_permutation",
+        "improve_permutation",
+        "learn_permutation",
+        "learn_permutation_jointly",
+        "choose_permutation",
+    }
 )
 
 

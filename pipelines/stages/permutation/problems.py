@@ -48,17 +48,7 @@ class SiteProblems:
         from effllm.modules.permutation.sites import free_sites, gather_sites
 
         if "start" in ctx.inputs:
-            about = ctx.input("start", Permutation).about
-            for name, mine in (
-                ("pattern", pattern.name),
-                ("pruner", pruner.name),
-                ("level", level),
-            ):
-                if about[name] != mine:
-                    raise ConfigError(
-                        f"{name} is {mine}, but its start was searched for "
-                        f"{about[name]}; give both the same"
-                    )
+            require_alike(ctx.input("start", Permutation), pattern, pruner, level)
         model = ctx.input("model", Checkpoint).load_model("float32", device)
         self.model, self.layers = model, prunable_layers(model)
         self.widths = {name: layer.columns for name, layer in self.layers.items()}
@@ -85,12 +75,17 @@ class SiteProblems:
         for member in site.members:
             weight = self.layers[member.layer].read().float()
             gram = self._gram(self.grams, member.layer)
-            score = self.pruner.score(weight, gram.diagonal())
+            score = self.score(member.layer)
             parts += [
                 Part(weight[:, columns], score[:, columns], gram[columns][:, columns])
                 for columns in member.columns
             ]
         return Problem(parts, self.pattern)
+
+    def score(self, layer: str) -> Tensor:
+        """(R, C) importance of a layer's weights."""
+        weight = self.layers[layer].read().float()
+        return self.pruner.score(weight, self._gram(self.grams, layer).diagonal())
 
     def heldout_grams(self, site: Site) -> list[Tensor]:
         """(n, n) of the held-out text, one per part of the site's problem."""
@@ -150,6 +145,21 @@ class SiteProblems:
         if held is None or held[0] != int(index):
             held = self._read[grams.label] = int(index), grams.block(int(index))
         return held[1][name].to(self.model.device)
+
+
+def require_alike(start: Permutation, pattern: Grouped, pruner: ScoringPruner, level: str) -> None:
+    """Refuse orders that were searched for something else.
+
+    Raises:
+        ConfigError: names what differs.
+    """
+    about = start.about
+    for name, mine in (("pattern", pattern.name), ("pruner", pruner.name), ("level", level)):
+        if about[name] != mine:
+            raise ConfigError(
+                f"{name} is {mine}, but its start was searched for {about[name]}; give both the "
+                "same"
+            )
 
 
 def described(part: object) -> Any:
