@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from effllm.modules.modeling.blocks import prunable_layers
 from effllm.modules.permutation.sites import Site
@@ -87,12 +88,18 @@ class OrderChoice(L.LightningModule):
         """KL(dense || pruned) per token, with (S, K) shares of the orders at every site."""
         (model,) = self.held
         arguments = {"input_ids": tokens, "use_cache": False}
-        weights = {}
+        parts: dict[str, list[tuple[Tensor, Tensor]]] = {}  # a layer may read several sites
         for site, shares in zip(self.sites, share, strict=True):
             for member in site.members:
-                name = member.layer
-                mask = sum(one * masks[name] for one, masks in zip(shares, self.masks, strict=True))
-                weights[self.parameter_of[name]] = self.layers[name].module.weight * mask
+                columns = member.columns.reshape(-1)
+                kept = torch.stack([masks[member.layer][:, columns] for masks in self.masks])
+                mixed = torch.einsum("k,krc->rc", shares, kept.to(shares.dtype))
+                parts.setdefault(member.layer, []).append((columns, mixed))
+        weights = {}
+        for name, found in parts.items():
+            columns = torch.cat([one for one, _ in found])
+            mask = torch.cat([one for _, one in found], dim=1)[:, columns.argsort()]
+            weights[self.parameter_of[name]] = self._stored(name, self.layers[name].read() * mask)
         with torch.no_grad():
             dense = model(**arguments).logits.float().log_softmax(dim=-1)
         pruned = torch.func.functional_call(model, weights, (), arguments).logits.float()
@@ -102,6 +109,10 @@ class OrderChoice(L.LightningModule):
             log_target=True,
             reduction="batchmean",
         )
+
+    def _stored(self, name: str, weight: Tensor) -> Tensor:
+        """A (R, C) weight as the module of a layer has it."""
+        return weight.T if isinstance(self.layers[name].module, Conv1D) else weight
 
     @torch.no_grad()
     def look(self, choice: Tensor) -> float:
