@@ -10,6 +10,22 @@ from effllm.modules.errors import DataError
 _SECONDS = 10.0
 
 
+def require_name(name: str, kind: str) -> None:
+    """Refuse what can be no name on the hub, such as the path of a folder that is not there.
+
+    Raises:
+        DataError: names both possibilities.
+    """
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise DataError(
+            f"{kind} {name}: there is no such folder, and it is no name on the hub (owner/name)"
+        ) from error
+
+
 def require_on_hub(name: str, kind: str, revision: str, remedy: str) -> set[str]:
     """Refuse what is neither in the local cache nor to be had from the hub.
 
@@ -27,6 +43,7 @@ def require_on_hub(name: str, kind: str, revision: str, remedy: str) -> set[str]
     """
     from huggingface_hub import HfApi, try_to_load_from_cache
 
+    require_name(name, kind)
     # Data sets are streamed, so only models can be served by the cache alone.
     if kind == "model" and isinstance(
         try_to_load_from_cache(name, "config.json", revision=revision), str
@@ -44,10 +61,14 @@ def resolved_commit(name: str, kind: str, revision: str) -> str:
     """The commit that a branch or tag stands for, so that a result names what it was made from.
 
     The local cache is asked first, as loading will; without it or the hub, the revision itself.
+
+    Raises:
+        DataError: for what can be no name on the hub.
     """
     from huggingface_hub import HfApi, constants
     from huggingface_hub.file_download import repo_folder_name
 
+    require_name(name, kind)
     folder = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type=kind))
     file = folder / "refs" / revision
     if file.is_file():

@@ -16,6 +16,7 @@ from effllm.pipelines.artifacts.heads import Heads, HeadScores
 from effllm.pipelines.artifacts.kinds import kind_named
 from effllm.pipelines.artifacts.measured import Predictions
 from effllm.pipelines.artifacts.permutation import Permutation
+from effllm.pipelines.artifacts.statistics import GRAM_FOLDER
 from effllm.pipelines.commands.inspect_store import lineage
 from effllm.pipelines.engine.store import MANIFEST, Store
 from effllm.pipelines.words import counted, short
@@ -58,14 +59,14 @@ def export_result(store: Store, ref: str, folder: Path) -> int:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} is there already; choose a new or an empty folder")
     artifact = store.open(manifest["stage"], manifest["digest"], kind)
-    for name in [*manifest["outputs"], MANIFEST]:
+    # What only further stages read would be larger than the model.
+    kept = [name for name in manifest["outputs"] if not name.startswith(f"{GRAM_FOLDER}/")]
+    for name in [*kept, MANIFEST]:
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(artifact.path / name, target)
     (folder / CARD).write_text(model_card(store, artifact, folder.name), encoding="utf-8")
-    print(
-        f"{counted(len(manifest['outputs']), 'file')} in {folder}; how to load them: {CARD} there"
-    )
+    print(f"{counted(len(kept), 'file')} in {folder}; how to load them: {CARD} there")
     return 0
 
 

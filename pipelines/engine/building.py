@@ -154,7 +154,7 @@ def suggestion(wanted: str, names: Iterable[str]) -> str:
     close = difflib.get_close_matches(wanted, names, n=1, cutoff=0.6)
     if close:
         return f"; did you mean {close[0]}?"
-    return f"; there are {', '.join(names)}" if names else "; it has none"
+    return f"; there are {', '.join(names)}" if names else "; there are none"
 
 
 @dataclasses.dataclass(frozen=True)

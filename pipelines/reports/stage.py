@@ -20,8 +20,9 @@ from effllm.pipelines.stage import Many, Metrics, Stage, StageContext
 
 _SHOWN = 6  # stages
 _SMOKE = (
-    "This is a smoke run: a tiny random model on random sentences. It shows that the machinery "
-    "works; its figures mean nothing. No verdicts at smoke scale."
+    "This is a smoke run: hardly any text and steps, on a tiny random model and random sentences "
+    "if no others were given. It shows that the machinery works; its figures mean nothing. No "
+    "verdicts at smoke scale."
 )
 _JUDGED = (
     "Verdicts rest on 95 % intervals over test documents, prompts or problems, of paired "
