@@ -218,6 +218,29 @@ def report(
     return inspect_store.print_report(_store(outputs).root, name, as_json)
 
 
+@app.command(
+    epilog=_examples(
+        "effllm leaderboard",
+        "effllm leaderboard --model smollm --text enwiki",
+        "effllm leaderboard --json",
+    )
+)
+def leaderboard(
+    model: Annotated[str | None, Option(help="Only models with this in their name.")] = None,
+    text: Annotated[str | None, Option(help="Only results on texts with this name.")] = None,
+    scale: Annotated[str | None, Option(help="Only this scale; else all but smoke.")] = None,
+    outputs: Outputs = _OUTPUTS,
+    as_json: AsJson = False,
+) -> int:
+    """Compare all methods of all reports on one page.
+
+    Perplexities are compared on the same windows only, speeds inside one report.
+    """
+    from effllm.pipelines.commands.boards import make_leaderboard
+
+    return make_leaderboard(_store(outputs).root, model, text, scale, as_json)
+
+
 @app.command(epilog=_examples("effllm ls", "effllm ls prune", "effllm ls wanda_2of4"))
 def ls(
     word: Annotated[

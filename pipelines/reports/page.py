@@ -120,6 +120,7 @@ class Page:
         conditions: of the run that differ from the paper's.
         arxiv: number of the paper.
         blocks: what follows, in order.
+        data: file beside the page with its figures as data.
     """
 
     title: str
@@ -129,6 +130,7 @@ class Page:
     conditions: Sequence[str] = ()
     arxiv: str = ""
     blocks: list[Block] = field(default_factory=list)
+    data: str = "results.json"
 
     def add(self, *blocks: Block | None) -> None:
         """Append blocks; None is no block."""

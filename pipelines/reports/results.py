@@ -73,10 +73,21 @@ class Results(tuple[Artifact, ...]):
         """Name of the model that the run began with."""
         return str(self.first("import_model").manifest["sources"]["source"]["name"])
 
+    @property
+    def texts(self) -> list[str]:
+        """Names of the texts and prompts that the run is reported on."""
+        imported = [
+            made.manifest
+            for made in self
+            if "test" in made.manifest["config"].get("splits", ())
+            or made.manifest["stage"] in ("import_prompts", "import_long_prompts")
+        ]
+        return sorted({str(one["sources"]["source"]["name"]) for one in imported})
+
 
 @dataclass(frozen=True)
 class ResultRow:
-    """A row of `results.json`.
+    """A row of `results.json`; `ReportStage` adds scale, model and texts to it.
 
     Attributes:
         paper: whose report it stands in.

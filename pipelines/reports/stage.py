@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from effllm.modules.ranges import PositiveInt, Word
 from effllm.pipelines.artifacts.base import Artifact
@@ -126,8 +126,21 @@ class ReportStage(Stage):
             if any(blocks):
                 page.add(Heading(title), *blocks)
         page.write(ctx.workdir)
-        write_json(ctx.workdir / "results.json", [row.plain for row in found.rows])
+        write_json(
+            ctx.workdir / "results.json",
+            [row.plain | about(row, self.scale, results) for row in found.rows],
+        )
         return page.outcomes
+
+
+def about(row: ResultRow, scale: str, results: Results) -> dict[str, Any]:
+    """What a row is of: scale, model and texts, so that rows of several reports can be compared."""
+    labels = row.artifact if isinstance(row.artifact, list) else [row.artifact]
+    made = [one for label in labels for one in results.lineage(label)]
+    models = dict.fromkeys(
+        str(one["sources"]["source"]["name"]) for one in made if one["stage"] == "import_model"
+    )
+    return {"scale": scale, "model": " + ".join(models), "texts": results.texts}
 
 
 def told_cost(results: Sequence[Artifact]) -> str:

@@ -20,7 +20,7 @@ from effllm.pipelines.reports.verdicts import model_and_texts
 class ReportAmphista(ReportStage):
     """Read the scores of all arms, and say what they show."""
 
-    VERSION: ClassVar[int] = 2  # 2: the template of all reports
+    VERSION: ClassVar[int] = 3  # 3: rows name scale, model and texts
     TITLE: ClassVar[str] = "Amphista: drafting heads that see each other"
     QUESTION: ClassVar[str] = (
         "Do heads that see each other get more tokens per pass out of the same data?"

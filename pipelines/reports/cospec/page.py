@@ -18,7 +18,7 @@ from effllm.pipelines.reports.stage import Findings, ReportStage
 class ReportCospec(ReportStage):
     """Read the verdicts of all pairs, and say what they show."""
 
-    VERSION: ClassVar[int] = 2  # 2: the template of all reports
+    VERSION: ClassVar[int] = 3  # 3: rows name scale, model and texts
     TITLE: ClassVar[str] = "CoSpec: a learned choice between draft and target"
     QUESTION: ClassVar[str] = (
         "Can a learned choice between a draft's and a target's token be right more often than the "

@@ -22,7 +22,7 @@ from effllm.pipelines.reports.stage import Findings, ReportStage
 class ReportFly(ReportStage):
     """Read the benchmark, the costs and the replay if there are any, and say what they show."""
 
-    VERSION: ClassVar[int] = 5  # 5: the template of all reports
+    VERSION: ClassVar[int] = 6  # 6: rows name scale, model and texts
     TITLE: ClassVar[str] = "FLy: loosely speculative decoding"
     QUESTION: ClassVar[str] = (
         "Does keeping drafts that are worded differently pay, and what does it cost in quality?"
@@ -77,7 +77,7 @@ class ReportFly(ReportStage):
 class ReportFlyAccuracy(ReportStage):
     """Right answers of every decoder beside those of plain decoding."""
 
-    VERSION: ClassVar[int] = 3  # 3: the template of all reports
+    VERSION: ClassVar[int] = 4  # 4: rows name scale, model and texts
     TITLE: ClassVar[str] = "FLy: right answers"
     QUESTION: ClassVar[str] = "What does loosened verification cost in right answers?"
     ARXIV: ClassVar[str] = "2511.22972"

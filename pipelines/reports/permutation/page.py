@@ -24,7 +24,7 @@ class ReportPermutation(ReportStage):
         seed: calibration seed of the rows.
     """
 
-    VERSION: ClassVar[int] = 2  # 2: the template of all reports
+    VERSION: ClassVar[int] = 3  # 3: rows name scale, model and texts
     TITLE: ClassVar[str] = "Learnable permutation for N:M sparsity"
     QUESTION: ClassVar[str] = "Is a learned order of channels better than a searched one?"
     ARXIV: ClassVar[str] = "2601.22980"

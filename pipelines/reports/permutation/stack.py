@@ -67,7 +67,7 @@ class ReportPermutationSds(ReportStage):
         seed: calibration seed of the rows.
     """
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2  # 2: rows name scale, model and texts
     TITLE: ClassVar[str] = "An order of channels, SparseGPT and SDS at 2:4"
     QUESTION: ClassVar[str] = (
         "Is a model whose channels were ordered before SparseGPT and SDS the best 2:4 model, and "

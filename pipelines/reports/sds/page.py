@@ -26,7 +26,7 @@ class ReportSds(ReportStage):
         seed: calibration seed of the rows.
     """
 
-    VERSION: ClassVar[int] = 5  # 5: the template of all reports
+    VERSION: ClassVar[int] = 6  # 6: rows name scale, model and texts
     TITLE: ClassVar[str] = "SDS: sparse-dense-sparse pruning"
     QUESTION: ClassVar[str] = (
         "Is a model that was pruned, made dense again and pruned again better than one pruned "
@@ -69,7 +69,7 @@ class ReportSds(ReportStage):
 class ReportSdsSearch(ReportStage):
     """Which setting of the re-dense step held-out text prefers, and what it does on test text."""
 
-    VERSION: ClassVar[int] = 3  # 3: the template of all reports
+    VERSION: ClassVar[int] = 4  # 4: rows name scale, model and texts
     TITLE: ClassVar[str] = "SDS: the search for a setting of the re-dense step"
     QUESTION: ClassVar[str] = (
         "Which setting of the re-dense step does held-out text prefer, and does it then beat "
@@ -94,7 +94,7 @@ class ReportSdsSearch(ReportStage):
 class ReportSdsSeeds(ReportStage):
     """SDS and its controls over several calibration seeds."""
 
-    VERSION: ClassVar[int] = 3  # 3: the template of all reports
+    VERSION: ClassVar[int] = 4  # 4: rows name scale, model and texts
     TITLE: ClassVar[str] = "SDS: calibration seeds"
     QUESTION: ClassVar[str] = (
         "Do the differences of SDS to one-shot pruning and to its controls hold for other "

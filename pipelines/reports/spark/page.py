@@ -21,7 +21,7 @@ from effllm.pipelines.reports.verdicts import short_name
 class ReportSpark(ReportStage):
     """Read the evaluation, and the times if there are any, and say what they show."""
 
-    VERSION: ClassVar[int] = 6  # 6: the template of all reports
+    VERSION: ClassVar[int] = 7  # 7: rows name scale, model and texts
     TITLE: ClassVar[str] = "SparK: key channels pruned per token, and recovered"
     QUESTION: ClassVar[str] = (
         "Does keeping a few channels of each key, others for each token, save real bytes, and is "

@@ -27,7 +27,7 @@ class ReportTyr(ReportStage):
         seed: calibration seed of the rows.
     """
 
-    VERSION: ClassVar[int] = 6  # 6: the template of all reports
+    VERSION: ClassVar[int] = 7  # 7: rows name scale, model and texts
     TITLE: ClassVar[str] = "Týr-the-Pruner: heads and neurons, searched over depth"
     QUESTION: ClassVar[str] = (
         "Does a searched distribution of heads and neurons over depth beat an even one and other "
@@ -75,7 +75,7 @@ class ReportTyr(ReportStage):
 class ReportTyrSeeds(ReportStage):
     """The search, its even level and its nearest rival over seeds of calibration and moves."""
 
-    VERSION: ClassVar[int] = 4  # 4: the template of all reports
+    VERSION: ClassVar[int] = 5  # 5: rows name scale, model and texts
     TITLE: ClassVar[str] = "Týr-the-Pruner: seeds"
     QUESTION: ClassVar[str] = (
         "Does the search's gain hold for other calibration windows and other moves?"
