@@ -95,6 +95,7 @@ def made(stage, digest, kind=Artifact, **inputs):
             "warnings": [],
             "env": {"device": "a CPU", "threads": 1, "python": "3.11", "packages": {}},
             "code": {"git_sha": "abc"},
+            "config": {},
             "command": "effllm paper=sds",
         },
     )

@@ -86,7 +86,7 @@ class Study:
     curves: list[dict[str, Any]]
     verdicts: ArbitrationVerdicts
     resamples: int
-    timed: Paired | None
+    timed: Paired | None = None
     gains: dict[tuple[str, str], Interval] = field(default_factory=dict)
 
     def share(self, rule: str) -> Interval:
