@@ -60,8 +60,8 @@ _CLAIMS = {
     ),
     "Where weights may move": (
         ("Where weights may move, an order helps, too (SparseGPT).", _SEARCH, "unchanged"),
-        ("The order chosen through the model helps SparseGPT more than the searched one.",
-         "gather/chosen", _SEARCH),
+        ("The order learned through the model helps SparseGPT more than the searched one.",
+         "gather/jointly", _SEARCH),
     ),
 }  # fmt: skip
 
