@@ -4,7 +4,10 @@ import json
 import math
 import re
 
-FIELDS = ["paper", "method", "title", "pattern", "seed", "artifact", "n", "metrics", "intervals"]
+FIELDS = [
+    *("paper", "method", "title", "pattern", "seed", "artifact", "n", "metrics", "intervals"),
+    *("scale", "model", "texts"),
+]
 _LINKS = r"#|figures/\w+\.csv$|results\.json$|report\.md$|https://arxiv\.org/abs/\d{4}\.\d{5}$"
 
 
