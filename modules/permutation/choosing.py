@@ -18,10 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
-from effllm.modules.modeling.blocks import prunable_layers
-from effllm.modules.permutation.sites import Site
+from effllm.modules.permutation.sites import Site, assemble
+from effllm.modules.permutation.substituting import Substitute, divergence
 from effllm.modules.training import OptimizerFactory
 
 
@@ -60,17 +59,12 @@ class OrderChoice(L.LightningModule):
         self.preferences = nn.Parameter(torch.zeros(len(sites), len(masks)))
         with torch.no_grad():
             self.preferences[:, 0] += lead
-        self.held = [model.eval().requires_grad_(False)]  # in a list: not part of this module
+        self.held = [Substitute(model)]  # in a list: not part of this module
         self.sites, self.masks, self.optimizer = list(sites), list(masks), optimizer
         self.steps, self.check_every, self.heldout = steps, check_every, list(heldout)
         self.seed = seed
         self.best_loss: float | None = None
         self.best_choice = torch.zeros(len(sites), dtype=torch.long)
-        self.layers = prunable_layers(model)
-        places = {id(module): name for name, module in model.named_modules()}
-        self.parameter_of = {
-            name: f"{places[id(layer.module)]}.weight" for name, layer in self.layers.items()
-        }
 
     def training_step(self, batch: list[Tensor], index: int) -> Tensor:
         """Loss of a drawn choice on (b, T) token ids."""
@@ -87,32 +81,18 @@ class OrderChoice(L.LightningModule):
     def loss(self, tokens: Tensor, share: Tensor) -> Tensor:
         """KL(dense || pruned) per token, with (S, K) shares of the orders at every site."""
         (model,) = self.held
-        arguments = {"input_ids": tokens, "use_cache": False}
-        parts: dict[str, list[tuple[Tensor, Tensor]]] = {}  # a layer may read several sites
+        pieces = []
         for site, shares in zip(self.sites, share, strict=True):
+            pieces.append([])
             for member in site.members:
-                columns = member.columns.reshape(-1)
-                kept = torch.stack([masks[member.layer][:, columns] for masks in self.masks])
-                mixed = torch.einsum("k,krc->rc", shares, kept.to(shares.dtype))
-                parts.setdefault(member.layer, []).append((columns, mixed))
-        weights = {}
-        for name, found in parts.items():
-            columns = torch.cat([one for one, _ in found])
-            mask = torch.cat([one for _, one in found], dim=1)[:, columns.argsort()]
-            weights[self.parameter_of[name]] = self._stored(name, self.layers[name].read() * mask)
+                weight = model.layers[member.layer].read()
+                for columns in member.columns:
+                    kept = torch.stack([masks[member.layer][:, columns] for masks in self.masks])
+                    mixed = torch.einsum("k,krc->rc", shares, kept.to(shares.dtype))
+                    pieces[-1].append(weight[:, columns] * mixed)
         with torch.no_grad():
-            dense = model(**arguments).logits.float().log_softmax(dim=-1)
-        pruned = torch.func.functional_call(model, weights, (), arguments).logits.float()
-        return functional.kl_div(
-            pruned.log_softmax(dim=-1).flatten(0, 1),
-            dense.flatten(0, 1),
-            log_target=True,
-            reduction="batchmean",
-        )
-
-    def _stored(self, name: str, weight: Tensor) -> Tensor:
-        """A (R, C) weight as the module of a layer has it."""
-        return weight.T if isinstance(self.layers[name].module, Conv1D) else weight
+            dense = model.logits(tokens)
+        return divergence(dense, model.logits(tokens, assemble(self.sites, pieces)))
 
     @torch.no_grad()
     def look(self, choice: Tensor) -> float:

@@ -16,12 +16,12 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from effllm.modules.errors import ConfigError
-from effllm.modules.modeling.blocks import prunable_layers
 from effllm.modules.permutation.gradients import Mode, prune_hard, prune_soft, refine
 from effllm.modules.permutation.matching import assign, normalised, sinkhorn
 from effllm.modules.permutation.orders import canonical, ordered_mask
 from effllm.modules.permutation.problem import Part, Problem
-from effllm.modules.permutation.sites import Site
+from effllm.modules.permutation.sites import Site, assemble
+from effllm.modules.permutation.substituting import Substitute
 from effllm.modules.ranges import NonNegativeFloat, PositiveFloat, PositiveInt
 from effllm.modules.sparsity.patterns import Grouped
 from effllm.modules.training import OptimizerFactory
@@ -218,8 +218,8 @@ class ModelLearning(L.LightningModule):
 
     Args:
         model: the dense model; neither trained nor saved.
-        sites: each with all columns of its layers.
-        problems: one per site, a part per member.
+        sites: of one level.
+        problems: one per site, a part for each copy of each member.
         orders: one per site.
         matching: how costs become orders.
         loss: `next_token`, the paper's cross entropy with distillation; or `hidden_state`, one
@@ -256,29 +256,24 @@ class ModelLearning(L.LightningModule):
         self.best_loss: float | None = None
         self.best_orders: list[Tensor] = []
         self.orders = nn.ModuleList(orders)
-        self.held = [model.eval().requires_grad_(False)]  # in a list: not part of this module
+        self.held = [Substitute(model)]  # in a list: not part of this module
         self.sites, self.problems = list(sites), list(problems)
         self.matching, self.loss, self.distillation = matching, loss, distillation
         self.optimizer, self.steps = optimizer, steps
-        places = {id(module): name for name, module in model.named_modules()}
-        self.parameter_of = {
-            name: f"{places[id(layer.module)]}.weight"
-            for name, layer in prunable_layers(model).items()
-        }
 
     def pruned_weights(self, temperature: float) -> tuple[dict[str, Tensor], Tensor]:
-        """Pruned weight of each layer, `<block>.<name>`, and the sum of their output errors."""
-        weights: dict[str, Tensor] = {}
+        """(R, C) pruned weight of each layer, `<block>.<name>`; the sum of their output errors."""
+        pieces = []
         errors = torch.zeros(())
-        for site, problem, order in zip(self.sites, self.problems, self.orders, strict=True):
+        for problem, order in zip(self.problems, self.orders, strict=True):
             assert isinstance(order, LearnableOrder)
             pruned = order.prune(problem.parts, problem.pattern, self.matching.mode, temperature)
-            for member, part, one in zip(site.members, problem.parts, pruned, strict=True):
-                weights[member.layer] = one
-                if self.distillation:
+            pieces.append(pruned)
+            if self.distillation:
+                for part, one in zip(problem.parts, pruned, strict=True):
                     lost = one - part.weight
                     errors = errors + (lost @ part.gram * lost).sum() / len(lost)
-        return weights, errors
+        return assemble(self.sites, pieces), errors
 
     def training_step(self, batch: list[Tensor], index: int) -> Tensor:
         """Loss of the pruned model on (b, T) token ids."""
@@ -316,11 +311,14 @@ class ModelLearning(L.LightningModule):
     @torch.no_grad()
     def _look(self) -> float:
         found = self._hardened()
-        weights = {}
-        for site, problem, order in zip(self.sites, self.problems, found, strict=True):
-            for member, part in zip(site.members, problem.parts, strict=True):
-                mask = ordered_mask(part.score, order, problem.pattern)
-                weights[member.layer] = part.weight * mask
+        pieces = [
+            [
+                part.weight * ordered_mask(part.score, order, problem.pattern)
+                for part in problem.parts
+            ]
+            for problem, order in zip(self.problems, found, strict=True)
+        ]
+        weights = assemble(self.sites, pieces)
         losses = [float(self.model_loss(tokens, weights)) for tokens in self.heldout]
         loss = sum(losses) / len(losses)
         if self.best_loss is None or loss < self.best_loss:
@@ -337,21 +335,12 @@ class ModelLearning(L.LightningModule):
     def model_loss(self, tokens: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
         """What the model with other weights loses on (b, T) token ids."""
         (model,) = self.held
-        named = {self.parameter_of[layer]: weight for layer, weight in weights.items()}
         if self.loss == "next_token":
-            output = torch.func.functional_call(
-                model, named, (), {"input_ids": tokens, "use_cache": False}
-            )
-            logits = output.logits[:, :-1].float()
+            logits = model.logits(tokens, weights)[:, :-1]
             return functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
-        arguments = {"input_ids": tokens, "use_cache": False}
-        base = model.base_model
-        prefix = f"{model.base_model_prefix}."
-        inner = {name.removeprefix(prefix): weight for name, weight in named.items()}
-        changed = torch.func.functional_call(base, inner, (), arguments).last_hidden_state
         with torch.no_grad():
-            dense = base(**arguments).last_hidden_state
-        return 1 - functional.cosine_similarity(changed, dense, dim=2).mean()
+            dense = model.hidden(tokens)
+        return 1 - functional.cosine_similarity(model.hidden(tokens, weights), dense, dim=2).mean()
 
     def configure_optimizers(self) -> Any:
         """With a cosine decay to zero."""

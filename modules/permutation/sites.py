@@ -139,6 +139,31 @@ def free_sites(model: PreTrainedModel) -> list[Site]:
     return [*sites, Site(RESIDUAL, tuple(_whole(name, layers) for name in readers))]
 
 
+def assemble(sites: Sequence[Site], pieces: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
+    """Whole matrices from the columns that each site has of them.
+
+    Args:
+        sites: of one level.
+        pieces: per site, (R, n) for each copy of each member, in their order.
+
+    Returns:
+        `<block>.<name>` -> (R, C), original order.
+    """
+    found: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    for site, parts in zip(sites, pieces, strict=True):
+        places = [(member.layer, columns) for member in site.members for columns in member.columns]
+        for (layer, columns), part in zip(places, parts, strict=True):
+            found.setdefault(layer, []).append((columns, part))
+    return {layer: _joined(held) for layer, held in found.items()}
+
+
+def _joined(held: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    if len(held) == 1 and bool((held[0][0].diff() > 0).all()):
+        return held[0][1]
+    columns = torch.cat([one for one, _ in held])
+    return torch.cat([one for _, one in held], dim=1)[:, columns.argsort()]
+
+
 def layer_orders(
     sites: Sequence[Site], orders: Mapping[str, Tensor], widths: Mapping[str, int]
 ) -> dict[str, Tensor]:

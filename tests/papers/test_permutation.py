@@ -13,6 +13,7 @@ from said import read_report
 from effllm.modules.modeling.blocks import prunable_layers
 
 ROOT = Path(__file__).resolve().parents[2]
+FOLDED = "Wanda, learned from swaps, jointly (ours), folded in"
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def test_every_order_is_a_row(rows):
             "Wanda, learned from swaps, by layer (ours)",
             "Wanda, learned from swaps, jointly (ours)", "Wanda, learned, the paper's way",
             "Wanda, learned, PermLLM's way", "Wanda, swaps on error, free",
-            "Wanda, swaps on error, folded in", "SparseGPT", "SparseGPT, swaps on error",
+            "Wanda, learned from swaps, jointly (ours), free", FOLDED, "SparseGPT", "SparseGPT, swaps on error",
             } <= set(rows)  # fmt: skip
 
 
@@ -75,7 +76,7 @@ def test_the_folded_model_is_the_same_model_in_plain_transformers(outputs, rows)
     """N:M along neighbours, and the perplexity of the same orders gathered while it runs."""
     from transformers import AutoModelForCausalLM
 
-    free, folded = rows["Wanda, swaps on error, free"], rows["Wanda, swaps on error, folded in"]
+    free, folded = rows["Wanda, learned from swaps, jointly (ours), free"], rows[FOLDED]
     (name,) = {key for key in free["metrics"] if key.startswith("test/")}
     assert folded["metrics"][name] == pytest.approx(free["metrics"][name], rel=1e-3)
     model = AutoModelForCausalLM.from_pretrained(outputs / "artifacts" / folded["artifact"])
@@ -92,7 +93,7 @@ def folded_matrices(outputs, rows):
     """Weights of the folded model's blocks, in the type of sparse kernels."""
     from transformers import AutoModelForCausalLM
 
-    folder = outputs / "artifacts" / rows["Wanda, swaps on error, folded in"]["artifact"]
+    folder = outputs / "artifacts" / rows[FOLDED]["artifact"]
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
     return [layer.read() for layer in prunable_layers(model).values()]
 

@@ -34,6 +34,7 @@ class LearnPermutationJointly(TrainingStage):
             and the start; 0: the last step's orders.
         pruner: whose scores decide the masks, on the dense model's calibration inputs.
         pattern: N:M.
+        level: gather or free.
         seed: of the shuffling and the first costs.
     """
 
@@ -56,13 +57,14 @@ class LearnPermutationJointly(TrainingStage):
     check_every: NonNegativeInt
     pruner: "ScoringPruner"
     pattern: "Grouped"
+    level: Literal["gather", "free"]
     seed: Seed
 
     def run(self, ctx: StageContext) -> Metrics:
         """Goes on at the last checkpoint."""
         from effllm.modules.permutation.learning import LearnableOrder, ModelLearning
 
-        problems = SiteProblems(ctx, self.pruner, self.pattern, "gather", ctx.device)
+        problems = SiteProblems(ctx, self.pruner, self.pattern, self.level, ctx.device)
         start = ctx.input("start", Permutation)
         first = start.orders()
         windows = ctx.input("windows", Windows).token_ids()[:, : self.window_tokens]
