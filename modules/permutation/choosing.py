@@ -81,7 +81,7 @@ class OrderChoice(L.LightningModule):
     def loss(self, tokens: Tensor, share: Tensor) -> Tensor:
         """KL(dense || pruned) per token, with (S, K) shares of the orders at every site."""
         (model,) = self.held
-        pieces = []
+        pieces: list[list[Tensor]] = []
         for site, shares in zip(self.sites, share, strict=True):
             pieces.append([])
             for member in site.members:

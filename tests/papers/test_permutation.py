@@ -44,7 +44,8 @@ def test_every_order_is_a_row(rows):
             "Wanda, learned from swaps, by layer (ours)",
             "Wanda, learned from swaps, jointly (ours)", "Wanda, learned, the paper's way",
             "Wanda, learned, PermLLM's way", "Wanda, swaps on error, free",
-            "Wanda, learned from swaps, jointly (ours), free", FOLDED, "SparseGPT", "SparseGPT, swaps on error",
+            "Wanda, learned from swaps, jointly (ours), free", FOLDED, "SparseGPT",
+            "SparseGPT, swaps on error",
             } <= set(rows)  # fmt: skip
 
 
