@@ -70,6 +70,15 @@ def test_what_could_not_be_used_is_never_the_best(board):
     assert "Cospec, 2:4 has the best figure" in page and "**99.0**" not in page
 
 
+def test_what_could_not_be_used_is_not_the_smallest_either(board):
+    sizes = {"dense": 9e6, "oracle": 1e6, "wanda": 5e6}
+    rows = [row(name, 20.0, weight_file_bytes=size) for name, size in sizes.items()]
+    board({"sds-cpu": rows})
+    page = (board.folder / "report.md").read_text()
+    losses = page[page.index("Perplexity worse by at most") :]
+    assert "Wanda, 2:4 (5.0)" in losses and "Oracle, 2:4 (1.0)" not in losses
+
+
 def test_nothing_to_show_is_one_line(board):
     code, said = board({"sds-cpu": [row("wanda", 90.0)]}, "--model", "huge")
     assert code == 1 and "no result to show: the reports have scales cpu" in said.err

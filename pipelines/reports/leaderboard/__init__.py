@@ -1,0 +1,1 @@
+"""All methods of a store on one page."""
