@@ -57,6 +57,8 @@ _CLAIMS = {
             for kind, how in (("learned", "layer by layer"), ("jointly", "through the whole model"))
             for other, it in (("loss_swaps", "it"), ("perturbed", "a search pushed on"))
         ),
+        ("Learning through the model improves on the search among free orders, too.",
+         "free/jointly", "free/loss_swaps"),
     ),
     "Where weights may move": (
         ("Where weights may move, an order helps, too (SparseGPT).", _SEARCH, "unchanged"),

@@ -24,7 +24,7 @@ class ReportPermutation(ReportStage):
         seed: calibration seed of the rows.
     """
 
-    VERSION: ClassVar[int] = 3  # 3: rows name scale, model and texts
+    VERSION: ClassVar[int] = 4  # 4: a claim on free orders learned through the model
     TITLE: ClassVar[str] = "Learnable permutation for N:M sparsity"
     QUESTION: ClassVar[str] = "Is a learned order of channels better than a searched one?"
     ARXIV: ClassVar[str] = "2601.22980"

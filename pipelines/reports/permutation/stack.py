@@ -33,9 +33,9 @@ _KINDS = {
 }
 JUDGED = (
     "One calibration seed: a difference counts only where its interval clears "
-    f"{SEED_MARGIN:g} %, which covers another calibration draw as measured for SDS. Orders are "
-    "free: they were folded into the dense model before it was pruned, so that every row is a "
-    "plain model with 2:4 along neighbours."
+    f"{SEED_MARGIN:g} %, which covers another calibration draw as measured for SDS. Free "
+    "orders were folded into the dense model before it was pruned, so that their rows are plain "
+    "models with 2:4 along neighbours; gathered ones are reordered while the model runs."
 )
 
 
@@ -67,7 +67,7 @@ class ReportPermutationSds(ReportStage):
         seed: calibration seed of the rows.
     """
 
-    VERSION: ClassVar[int] = 2  # 2: rows name scale, model and texts
+    VERSION: ClassVar[int] = 3  # 3: says which rows are plain models
     TITLE: ClassVar[str] = "An order of channels, SparseGPT and SDS at 2:4"
     QUESTION: ClassVar[str] = (
         "Is a model whose channels were ordered before SparseGPT and SDS the best 2:4 model, and "

@@ -12,6 +12,7 @@ from effllm.modules.permutation.learning import Matching
 from effllm.modules.permutation.orders import canonical, ordered_mask
 from effllm.modules.permutation.sites import (
     RESIDUAL,
+    assemble,
     fold,
     free_sites,
     gather_sites,
@@ -138,6 +139,20 @@ def test_the_residual_stream_has_one_order(tiny_llama):
     assert {member.layer.partition(".")[2] for member in sites[RESIDUAL].members} == {
         "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj"
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_pieces_of_all_sites_make_whole_matrices(family):
+    model = tiny_model(family)
+    layers, sites = prunable_layers(model), free_sites(model)[::-1]
+    pieces = [
+        [layers[member.layer].read()[:, columns] for member in site.members
+         for columns in member.columns]
+        for site in sites
+    ]  # fmt: skip
+    whole = assemble(sites, pieces)
+    assert set(whole) == set(layers)
+    assert all(torch.equal(whole[name], layer.read()) for name, layer in layers.items())
 
 
 def test_families_without_known_folds_are_refused():
