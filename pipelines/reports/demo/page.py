@@ -19,6 +19,7 @@ from effllm.pipelines.reports.figures import COLOURS, figure, write_csv
 from effllm.pipelines.reports.page import Figure
 from effllm.pipelines.reports.results import ResultRow, Results
 from effllm.pipelines.reports.stage import Findings, ReportStage
+from effllm.pipelines.reports.words import number
 
 _PRUNERS = {"wanda": "Wanda", "sparsegpt": "SparseGPT"}
 
@@ -27,6 +28,7 @@ _PRUNERS = {"wanda": "Wanda", "sparsegpt": "SparseGPT"}
 class ReportDemo(ReportStage):
     """Read what pruning, decoding and compression did, and say it."""
 
+    VERSION: ClassVar[int] = 2  # 2: bytes without exponents; rows name scale, model and texts
     TITLE: ClassVar[str] = "A first look"
     QUESTION: ClassVar[str] = (
         "What do pruning, guessing ahead and a compressed cache do to a model?"
@@ -129,7 +131,7 @@ def _bars(folder: Path, measure: str, values: Mapping[str, float], caption: str)
     name = measure.replace(" ", "_")
     with figure(folder, name, size=(6.4, 0.9 + 0.45 * len(values))) as axes:
         bars = axes.barh(list(values), list(values.values()), color=COLOURS[: len(values)])
-        axes.bar_label(bars, [f"{value:,.4g}" for value in values.values()], padding=4)
+        axes.bar_label(bars, [number(value) for value in values.values()], padding=4)
         axes.invert_yaxis()
         axes.margins(x=0.15)
         axes.set_xlabel(measure)
