@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 
 from effllm.modules.errors import DataError
+from effllm.pipelines.reports.leaderboard.board import write_leaderboard
 from effllm.pipelines.reports.leaderboard.entries import gather, read_rows
-from effllm.pipelines.reports.leaderboard.page import write_leaderboard
 from effllm.pipelines.words import counted
 
 
